@@ -1,0 +1,1 @@
+"""Measurements: how good a sampler or a model is."""

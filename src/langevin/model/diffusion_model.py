@@ -1,0 +1,89 @@
+"""A network with the conventions that make a denoiser of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from langevin.diffusion.core import Estimate
+from langevin.diffusion.prediction import Prediction
+from langevin.diffusion.schedule import NoiseSchedule
+from langevin.model.conditioning import Conditioning
+
+
+@dataclass(eq=False)
+class DiffusionModel:
+    """Network + schedule + prediction type: prediction, dtype and timesteps are known here and nowhere above."""
+
+    network: nn.Module
+    """Called as network(z, t, context=, labels=, controls=): z is B C H W, t float32 [B]."""
+    schedule: NoiseSchedule
+    prediction: Prediction
+    sigma_data: float = 0.5
+    """Standard deviation of the data; only EDM reads it."""
+    learned_variance: bool = False
+    """The network gives 2 C channels; the second half is the variance fraction in [-1, 1] (Nichol & Dhariwal 2021)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The number that the network takes for a noise level: float64, sigma's shape."""
+        match self.prediction:
+            case Prediction.EDM:
+                return torch.log(sigma) / 4  # Karras et al. 2022, table 1: c_noise
+            case Prediction.FLOW:
+                return 1000 * sigma / (1 + sigma)
+            case _:
+                return self.schedule.t(sigma)
+
+    def raw(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """The network's own output F, float32 (or x's dtype), B C H W or B 2C H W.
+
+        x: B C H W in variance-exploding coordinates. sigma: float64 [B].
+        """
+        sigma = sigma.to("cpu", torch.float64)
+        c_in = self.prediction.coefficients(sigma, self.sigma_data).c_in
+        z = x * per_image(c_in, x)
+        if cond.concat is not None:
+            z = torch.cat([z, cond.concat.to(z)], 1)
+        t = self.time(sigma).to(x.device, torch.float32)
+        # The only two casts: into the network's precision and back.
+        z = z.to(self.dtype)
+        controls = [
+            [control.strength * r for r in control.network(z, t, control.features, context=cond.context)]
+            for control in cond.controls
+            if control.acts_at(float(sigma.max()))
+        ]
+        residuals = [torch.stack(level).sum(0) for level in zip(*controls, strict=True)] if controls else None
+        output: Tensor = self.network(z, t, context=cond.context, labels=cond.labels, controls=residuals)
+        return output.to(x.dtype)
+
+    def denoise(self, x: Tensor, sigma: float, cond: Conditioning) -> Estimate:
+        """D(x, sigma): the expected clean sample, in x's dtype. x: B C H W; sigma: one level for the batch, > 0."""
+        s = torch.tensor(sigma, dtype=torch.float64)
+        raw = self.raw(x, s.expand(len(x)), cond)
+        fraction = None
+        if self.learned_variance:
+            raw, v = raw.chunk(2, 1)
+            fraction = (v + 1) / 2
+        c_skip, c_out, _ = self.prediction.coefficients(s, self.sigma_data)
+        # 0-dimensional float64 times float32 stays float32.
+        return Estimate(c_skip * x + c_out * raw, fraction)
+
+    def target(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """What `raw` should give: F* = (x0 - c_skip x) / c_out. sigma: float64 [B]."""
+        c_skip, c_out, _ = self.prediction.coefficients(sigma.to("cpu", torch.float64), self.sigma_data)
+        return (x0 - per_image(c_skip, x) * x) / per_image(c_out, x)
+
+
+def per_image(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, 1, 1] in the dtype and on the device of `like` (B C H W)."""
+    return values.to(like.device, like.dtype).view(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,1 @@
+"""Neural networks as torch modules: no mathematics of diffusion and no files."""
