@@ -135,8 +135,11 @@ class Tokenizer:
         learner = tokenizers.Tokenizer(models.BPE(end_of_word_suffix=_END_OF_WORD))
         _set_pipeline(learner)
         trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary_size,  # its alphabet is never larger than ours, so it learns at least as many merges
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=vocabulary_size,
+            initial_alphabet=_alphabet(),
+            # Given first so that they have fixed ids: equally frequent pairs are learned in the order of their ids, and
+            # ids given as words come up would differ from run to run.
+            special_tokens=[c + _END_OF_WORD for c in _alphabet()],
             end_of_word_suffix=_END_OF_WORD,
             show_progress=False,
         )
