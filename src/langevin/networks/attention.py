@@ -1,0 +1,82 @@
+"""Attention: the one call of torch's kernel, and the two attention layers of the U-Net."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from langevin.networks.blocks import GROUPS, zero_init
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, upcast: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, the only attention kernel of the package.
+
+    q: B heads N d; k, v: B heads M d. Returns B heads N d in q's dtype. `causal`: position n sees positions <= n.
+    `upcast`: compute in float32 whatever the inputs are. The logits of Stable Diffusion 2.1 at 768 pixels overflow
+    float16.
+    """
+    if upcast:
+        with torch.autocast(q.device.type, enabled=False):
+            return _kernel(q.float(), k.float(), v.float(), causal).to(v.dtype)
+    return _kernel(q, k, v, causal)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """B N (heads d) -> B heads N d, a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """B heads N d -> B N (heads d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from a sequence to a context, or to itself when there is none."""
+
+    def __init__(self, channels: int, context_channels: int | None, heads: int, *, upcast: bool = False) -> None:
+        super().__init__()
+        context_channels = channels if context_channels is None else context_channels
+        self.heads = heads
+        self.upcast = upcast
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_channels, channels, bias=False)
+        self.to_v = nn.Linear(context_channels, channels, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: B N C; context: B L D or None for self-attention. Returns B N C."""
+        context = x if context is None else context
+        q = split_heads(self.to_q(x), self.heads)  # B h N d
+        k = split_heads(self.to_k(context), self.heads)  # B h L d
+        v = split_heads(self.to_v(context), self.heads)  # B h L d
+        out: Tensor = self.to_out(merge_heads(attend(q, k, v, upcast=self.upcast)))
+        return out
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention over the pixels, without context: the pixel-space U-Nets.
+
+    Names and layout are those of improved DDPM (Nichol & Dhariwal 2021): the rows of `qkv` are, head by head, that
+    head's queries, keys and values.
+    """
+
+    def __init__(self, channels: int, heads: int, *, upcast: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.upcast = upcast
+        self.norm = nn.GroupNorm(GROUPS, channels, eps=1e-5)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: B C H W, returns the same."""
+        qkv = self.qkv(self.norm(x).flatten(2))  # B 3C N
+        q, k, v = qkv.unflatten(1, (self.heads, 3, -1)).transpose(-1, -2).unbind(2)  # B h N d
+        out = attend(q, k, v, upcast=self.upcast).transpose(-1, -2).flatten(1, 2)  # B C N
+        return x + self.proj_out(out).view(x.shape)
