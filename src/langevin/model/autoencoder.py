@@ -21,7 +21,7 @@ class Autoencoder:
     @property
     def downsampling(self) -> int:
         """Pixels along one side of a latent's cell: 8 in Stable Diffusion."""
-        return 2 ** (len(self.network.config.channel_mult) - 1)
+        return self.network.config.factor
 
     @property
     def latent_channels(self) -> int:

@@ -1,1 +1,37 @@
-"""What people ask for: a request becomes a plan, and a plan is run."""
+"""What people ask for: a request becomes a plan, and a plan is run.
+
+The names are looked up when they are first used: `langevin.tasks.request` alone does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from langevin.tasks.from_text import text_to_image
+    from langevin.tasks.plan import Plan
+    from langevin.tasks.request import GenerateRequest, ModelOptions
+    from langevin.tasks.runner import Result, Run, run
+
+__all__ = ["GenerateRequest", "ModelOptions", "Plan", "Result", "Run", "run", "text_to_image"]
+
+_WHERE = {
+    "GenerateRequest": "langevin.tasks.request",
+    "ModelOptions": "langevin.tasks.request",
+    "Plan": "langevin.tasks.plan",
+    "Result": "langevin.tasks.runner",
+    "Run": "langevin.tasks.runner",
+    "run": "langevin.tasks.runner",
+    "text_to_image": "langevin.tasks.from_text",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'langevin.tasks' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
