@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,9 @@ class DiffusionModel:
     """Standard deviation of the data; only EDM reads it."""
     learned_variance: bool = False
     """The network gives 2 C channels; the second half is the variance fraction in [-1, 1] (Nichol & Dhariwal 2021)."""
+    times: Callable[[Tensor], Tensor] | None = None
+    """Noise level to timestep, float64, any shape, where it is not the schedule's own `t`: the timetable by which
+    another program's pictures are reproduced (`langevin.diffusion.compat`)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -36,6 +40,8 @@ class DiffusionModel:
 
     def time(self, sigma: Tensor) -> Tensor:
         """The number that the network takes for a noise level: float64, sigma's shape."""
+        if self.times is not None:
+            return self.times(sigma)
         match self.prediction:
             case Prediction.EDM:
                 return torch.log(sigma) / 4  # Karras et al. 2022, table 1: c_noise
