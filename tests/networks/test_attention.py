@@ -1,0 +1,42 @@
+"""The attention kernel against its formula, and that there is one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from network_pairs import difference
+
+import langevin
+from langevin.networks.attention import attend, merge_heads, split_heads
+
+
+def test_attention_is_the_formula() -> None:
+    q, k, v = (torch.randn(2, 3, n, 8, dtype=torch.float64) for n in (5, 7, 7))
+    expected = torch.softmax(q @ k.transpose(-1, -2) / math.sqrt(8), -1) @ v
+    assert difference(attend(q, k, v), expected) < 1e-12
+
+
+def test_causal_attention_sees_the_past_only() -> None:
+    q, k, v = (torch.randn(2, 3, 6, 8, dtype=torch.float64) for _ in range(3))
+    logits = q @ k.transpose(-1, -2) / math.sqrt(8)
+    future = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    expected = torch.softmax(logits.masked_fill(future, -math.inf), -1) @ v
+    assert difference(attend(q, k, v, causal=True), expected) < 1e-12
+
+
+def test_heads_are_consecutive_channels() -> None:
+    x = torch.arange(2 * 3 * 8).view(2, 3, 8)
+    heads = split_heads(x, 2)
+    assert heads.shape == (2, 2, 3, 4)
+    assert torch.equal(heads[:, 1], x[:, :, 4:])
+    assert torch.equal(merge_heads(heads), x)
+
+
+def test_there_is_one_call_site() -> None:
+    root = Path(langevin.__path__[0])
+    calls = [
+        path for path in root.rglob("*.py") for _ in range(path.read_text().count("scaled_dot_product_attention("))
+    ]
+    assert calls == [root / "networks" / "attention.py"]
