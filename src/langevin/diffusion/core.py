@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 class Step(NamedTuple):
     """What a sampler yields after each interval of the grid."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """Which interval was done, from 0."""
 
     sigma: float
