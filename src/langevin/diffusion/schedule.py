@@ -61,7 +61,7 @@ class NoiseSchedule:
     def sigmoid(
         cls, steps: int = 1000, start: float = -3.0, end: float = 3.0, tau: float = 1.0, max_beta: float = 0.999
     ) -> NoiseSchedule:
-        """abar(t) from a sigmoid of t between `start` and `end` (Jabri et al. 2023, "RIN", algorithm 3)."""
+        """abar(t) from a sigmoid of t between `start` and `end` (Jabri et al. 2023; Chen 2023, algorithm 1)."""
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
         lo, hi = torch.sigmoid(torch.tensor([start / tau, end / tau], dtype=torch.float64))
         f = (hi - torch.sigmoid((t * (end - start) + start) / tau)) / (hi - lo)

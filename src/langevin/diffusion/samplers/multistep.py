@@ -58,7 +58,7 @@ _PLMS_WEIGHTS = {
 
 
 def plms(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-    """Pseudo linear multistep (Liu et al. 2022, PNDM, equations 9 to 12; as Stable Diffusion uses it). Order 2.
+    """Pseudo linear multistep (Liu et al. 2022, PNDM, section 3, as Stable Diffusion uses it). Order 2.
 
     The slope is the noise estimate, the transfer function is Euler's step in sigma; the weights are those of equal
     steps whatever the grid. The first step is done twice: its second slope is taken at its end and averaged in.
@@ -94,7 +94,7 @@ def dpmpp_2m(
 
 
 class Solver(StrEnum):
-    """How the second-order term of DPM-Solver++ 2M is integrated (Lu et al. 2022b, appendix; k-diffusion)."""
+    """How the second-order term of DPM-Solver++ 2M is integrated (as k-diffusion names them)."""
 
     MIDPOINT = "midpoint"
     """x0 as at the middle of the step."""
@@ -113,7 +113,7 @@ def dpmpp_2m_sde(
     solver: Solver | str = Solver.MIDPOINT,
     first_order_final: bool = False,
 ) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5; eta as in k-diffusion, `sample_dpmpp_2m_sde`). Stochastic.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b; eta as in k-diffusion, `sample_dpmpp_2m_sde`). Stochastic.
 
     eta = 1 is the reverse SDE, 0 is `dpmpp_2m`. Order 2 in eta = 0. The step to 0 takes x0 as it is.
     """
@@ -173,7 +173,7 @@ def dpmpp_3m_sde(
 
 
 class Residual(StrEnum):
-    """The function B(h) of UniPC (Zhao et al. 2023, section 3.1)."""
+    """The function B(h) of UniPC (Zhao et al. 2023, section 3)."""
 
     BH1 = "bh1"
     """B(h) = h: better with few steps and little guidance."""
@@ -217,7 +217,7 @@ def _unified_step(
 ) -> Tensor:
     """From the newest level of `history` to s1: UniP, or UniC where the estimate at the end is known.
 
-    Zhao et al. 2023, equations 8 and 9 for x0 prediction, where alpha cancels.
+    Zhao et al. 2023, algorithms 1 and 2 for x0 prediction, where alpha cancels.
     """
     s, x0 = history[-1]
     h = math.log(s / s1)
@@ -234,7 +234,7 @@ def _unified_step(
 
 
 def _unified_weights(nodes: Sequence[float], h: float, scale: float) -> list[float]:
-    """rho with sum_m rho_m r_m^(k-1) = k! phi_(k+1)(-h) (-h) / B for k = 1, 2, ...; one node: 1/2 (section 3.3)."""
+    """rho with sum_m rho_m r_m^(k-1) = k! phi_(k+1)(-h) (-h) / B for k = 1, 2, ...; one node: 1/2 (Zhao et al. 2023)."""
     if len(nodes) == 1:
         return [0.5]
     right, phi, factorial = [], math.expm1(-h) / -h - 1, 1.0

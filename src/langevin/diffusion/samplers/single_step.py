@@ -147,7 +147,7 @@ def restart(
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
     """Heun's method that goes back: at a low level, noise is added up to a high one and the part between is done
-    again (Xu et al. 2023, algorithm 1). Order 2 between the restarts; stochastic.
+    again (Xu et al. 2023). Order 2 between the restarts; stochastic.
 
     segments: (low, high, steps, times) each; both ends are moved to the nearest level of the grid, and the part is
     redone `times` times on a Karras grid of `steps` intervals. A segment whose ends meet is left out.
