@@ -44,9 +44,14 @@ GridName = Literal[
     "exponential",
     "polyexponential",
     "beta",
+    "beta_timesteps",
     "align_your_steps",
+    "simple",
+    "sgm_uniform",
+    "ddim_uniform",
+    "lcm",
 ]
-"""The keys of `langevin.diffusion.grids.GRIDS` (a test compares the two)."""
+"""The grids of `langevin.diffusion.grids.GRIDS`, then those that only other programs have (a test compares them)."""
 
 CompatName = Literal["langevin", "diffusers", "a1111", "comfyui", "compvis"]
 """The keys of `langevin.diffusion.compat.COMPAT` (a test compares the two)."""
@@ -155,8 +160,10 @@ class GenerateRequest(Options):
     weighting: Literal["a1111", "comfyui", "none"] | None = Field(
         None, description="How weights in the prompt act; none takes brackets literally.", json_schema_extra=BY_COMPAT
     )
-    long: Literal["chunk", "truncate", "error"] = Field(
-        "chunk", description="A prompt longer than the text network's window: in chunks, cut, or refused."
+    long: Literal["chunk", "truncate", "error"] | None = Field(
+        None,
+        description="A prompt longer than the text network's window: in chunks, cut, or refused.",
+        json_schema_extra=BY_COMPAT,
     )
     compat: CompatName = Field(
         "langevin", description="By whose conventions: the same seed gives that program's picture."
@@ -176,6 +183,10 @@ class GenerateRequest(Options):
                 raise RequestError("sigmas cannot go with steps or schedule: give the noise levels or how to make them")
             if any(a <= b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False)):
                 raise RequestError("sigmas must descend strictly, from the noisiest to the last (usually 0)")
+            if self.compat != "langevin":
+                raise RequestError(
+                    f"sigmas cannot go with compat {self.compat!r}, which places the noise levels itself"
+                )
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             low, high = self.guidance_interval
             raise RequestError(f"guidance_interval {low:g},{high:g} is empty: give LOW,HIGH with LOW at most HIGH")

@@ -1,0 +1,67 @@
+"""What `import langevin` offers: load a model, generate pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from langevin.checkpoints.loader import load_bundle
+from langevin.model.bundle import CheckpointInfo, ModelBundle
+from langevin.tasks.from_text import text_to_image
+from langevin.tasks.plan import Plan
+from langevin.tasks.request import GenerateRequest, ModelOptions
+from langevin.tasks.runner import Result, Run, run
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model. Several threads may use one at the same time: nothing in it changes."""
+
+    bundle: ModelBundle
+
+    @property
+    def info(self) -> CheckpointInfo:
+        """What the model is and where it came from."""
+        return self.bundle.info
+
+    def plan(self, prompt: str, **options: Any) -> Plan:
+        """What `generate` would run. Options are those of `GenerateRequest`; raises RequestError."""
+        return text_to_image(self.bundle, GenerateRequest(prompt=prompt, **options))
+
+    def generate(self, prompt: str, *, preview: Callable[[Run], None] | None = None, **options: Any) -> Result:
+        """Pictures from a text.
+
+        Options are those of `GenerateRequest`: steps, sampler, guidance, seed, count, width, height ... `preview` is
+        called after every step with the run: `run.progress`, `run.step`, `run.preview()`; raise in it to stop.
+        Raises RequestError for options that do not fit, NotFiniteError where the weights are broken.
+        """
+        running = run(self.plan(prompt, **options))
+        for _ in running:
+            if preview is not None:
+                preview(running)
+        return running.finish()
+
+
+def load(model: str | Path | None = None, **options: Any) -> Model:
+    """Loads a model: a single file, a diffusers folder, a Hub id (`owner/name`), or, with None, the one inside the
+    package.
+
+    Options are those of `ModelOptions`: dtype ("float32", "bfloat16", "float16"), device, revision, prediction, ema,
+    allow_pickle. Raises RequestError for an option that does not fit, CheckpointError for a file that does not.
+    """
+    return Model(open_bundle(ModelOptions(model=None if model is None else str(model), **options)))
+
+
+def open_bundle(options: ModelOptions) -> ModelBundle:
+    """Loads the model that `options` name."""
+    return load_bundle(
+        options.model,
+        dtype=options.precision,
+        device=options.device,
+        prediction=options.prediction,
+        ema=options.ema,
+        allow_pickle=options.allow_pickle,
+        revision=options.revision,
+    )

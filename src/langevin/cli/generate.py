@@ -1,0 +1,190 @@
+"""`langevin generate` and `langevin reproduce`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from langevin.cli.options import command
+from langevin.errors import RequestError
+from langevin.tasks.request import GenerateRequest, ModelOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from langevin.tasks.runner import Run
+
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="PNG file, replaced if it exists; several pictures are numbered (FILE-0.png ...). A folder gets names "
+        "made of prompt and seed, and nothing in it is replaced. [default: this folder]",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no notices.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to the application."""
+    command(app, generate, "generate", {"request": (GenerateRequest, ("prompt",)), "options": (ModelOptions, ())})
+    app.command("reproduce")(reproduce)
+
+
+def generate(request: GenerateRequest, options: ModelOptions, output: Output = None, quiet: Quiet = False) -> None:
+    """Make pictures from a text. Prints the path of each."""
+    seeds = request.image_seeds()
+    request = request.changed(seed=None, count=1, seeds=seeds) if request.seeds else request.changed(seed=seeds[0])
+    paths = output_paths(output, request.prompt, seeds)
+
+    from langevin.api import open_bundle
+    from langevin.tasks.from_text import text_to_image
+    from langevin.tasks.runner import run
+
+    running = run(text_to_image(open_bundle(options), request))
+    saved: list[Path] = []
+
+    def save_finished() -> None:
+        while len(saved) < len(running.pictures):
+            saved.append(save(running, len(saved), *paths[len(saved)]))
+            typer.echo(saved[-1])
+
+    follow(running, save_finished, quiet=quiet)
+    if not quiet:
+        for notice in running.notices:
+            typer.echo(f"notice: {notice}", err=True)
+
+
+def reproduce(
+    image: Annotated[Path, typer.Argument(help="A PNG file that langevin wrote.", metavar="IMAGE")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the pixels; exit code 1 if they differ.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the picture made again.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="TEXT", help="Where the weights are now. [default: as in the picture]"),
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .ckpt, .pt and .bin files.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a picture again from what is written in it."""
+    if not verify and output is None:
+        raise RequestError("nothing to do: give --verify to compare the pixels, -o FILE to write the picture, or both")
+    if output is not None:
+        _check_file(output)
+
+    import torch
+
+    from langevin.images.png import read_png
+    from langevin.tasks.reproduce import Recipe
+
+    picture, manifest = read_png(image)
+    recipe = Recipe.of(manifest, model, allow_pickle=allow_pickle)
+    if 1 <= recipe.threads <= (os.cpu_count() or 1):
+        torch.set_num_threads(recipe.threads)
+    if not quiet:
+        for notice in recipe.notices():
+            typer.echo(f"notice: {notice}", err=True)
+    running = recipe.start(recipe.open())
+    follow(running, lambda: None, quiet=quiet)
+    again = running.pictures[recipe.index]
+    if output is not None:
+        typer.echo(save(running, recipe.index, output, True))
+    if verify:
+        found = recipe.differences(picture, again)
+        if found:
+            typer.echo(f"{image}: {found}", err=True)
+            raise typer.Exit(1)
+        typer.echo(f"{image}: the same, pixel for pixel")
+
+
+def output_paths(output: str | None, prompt: str, seeds: tuple[int, ...]) -> list[tuple[Path, bool]]:
+    """Where each picture goes, and whether it may replace what is there. RequestError if nothing can be written there.
+
+    A file that was named is replaced, as by other commands that take one. In a folder, names are made of the prompt
+    and the seed, and a name that is taken gets a number.
+    """
+    folder = Path(output or ".")
+    if output is None or folder.is_dir() or output.endswith(("/", os.sep)):
+        _check_folder(folder, make=True)
+        words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-") or "picture"
+        return [(folder / f"{words}-{seed}.png", False) for seed in seeds]
+    _check_file(folder)
+    if len(seeds) == 1:
+        return [(folder, True)]
+    digits = len(str(len(seeds) - 1))
+    return [(folder.with_name(f"{folder.stem}-{i:0{digits}}{folder.suffix}"), True) for i in range(len(seeds))]
+
+
+def save(running: Run, index: int, path: Path, replace: bool) -> Path:
+    """Writes a picture with its manifest; gives the path it got."""
+    from langevin.images.png import free_name, write_png
+    from langevin.tasks.manifest import parameters
+
+    manifest = running.manifest(index)
+    while True:
+        target = path if replace else free_name(path)
+        try:
+            write_png(target, running.pictures[index], manifest, parameters(manifest), overwrite=replace)
+        except FileExistsError:
+            continue  # somebody else took the name in between
+        except OSError as error:
+            raise RequestError(f"cannot write {target}: {error.strerror or error}") from None
+        return target
+
+
+def follow(running: Run, finished: Callable[[], Any], *, quiet: bool) -> None:
+    """Runs to the end with a progress bar on a terminal's stderr; `finished` is called when pictures may be done."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=1.0)
+        for step in running:
+            finished()
+            which = f"picture {running.images[0] + 1}/{running.plan.count}, " if running.plan.count > 1 else ""
+            bar.update(task, completed=running.progress, description=f"{which}step {step.index + 1}")
+        finished()
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise RequestError(f"output {str(path)!r} is not a .png file: pictures are written as PNG, give FILE.png")
+    if path.is_dir():
+        raise RequestError(f"output {str(path)!r} is a folder: give a file in it")
+    _check_folder(path.parent, make=False)
+
+
+def _check_folder(folder: Path, *, make: bool) -> None:
+    if make and not folder.exists():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise RequestError(f"cannot make the folder {folder}: {error.strerror}") from None
+    if not folder.is_dir():
+        raise RequestError(f"the folder {folder} does not exist: make it first")
+    if not os.access(folder, os.W_OK):
+        raise RequestError(f"the folder {folder} cannot be written to: choose another with -o")

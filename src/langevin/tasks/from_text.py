@@ -1,0 +1,199 @@
+"""Text to image: the plan."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from langevin.diffusion.compat import COMPAT, Resolved, resolve
+from langevin.diffusion.core import Denoiser, Estimate
+from langevin.diffusion.grids import custom_grid
+from langevin.diffusion.noise import Noise
+from langevin.diffusion.samplers import SAMPLERS
+from langevin.errors import RequestError
+from langevin.model.autoencoder import Autoencoder
+from langevin.model.bundle import ModelBundle
+from langevin.model.diffusion_model import DiffusionModel
+from langevin.model.guided import guided_model
+from langevin.model.precision import float32_autoencoder, float32_model
+from langevin.model.text import TextEncoder
+from langevin.tasks.manifest import describe
+from langevin.tasks.plan import Decode, Plan
+from langevin.tasks.prompts import Texts, encode_prompts
+from langevin.tasks.request import GenerateRequest
+
+DEFAULT_SAMPLER = "dpmpp_2m"
+DEFAULT_BATCH = 4
+
+
+class HoldsBundle(Protocol):
+    """What `langevin.load` gives."""
+
+    @property
+    def bundle(self) -> ModelBundle: ...
+
+
+def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) -> Plan:
+    """Plans pictures from a text.
+
+    Every default is filled in and every seed fixed (`plan.request`), prompts are encoded once, and the starting noise
+    is drawn. Raises RequestError where the model cannot do what is asked.
+    """
+    bundle = model if isinstance(model, ModelBundle) else model.bundle
+    autoencoder, text = _parts(bundle)
+    request = completed(request, bundle)
+    numbers = run_numbers(bundle.diffusion, request)
+    diffusion = replace(bundle.diffusion, times=numbers.times)
+    with torch.no_grad():
+        texts = encode_prompts(text, next(diffusion.network.parameters()), request, numbers.sigmas)
+    seeds = request.image_seeds()
+    width, height = request.width or 0, request.height or 0
+    f = autoencoder.downsampling
+    h, w = -(-height // f), -(-width // f)
+    noise = Noise(seeds, (autoencoder.latent_channels, h, w), device=diffusion.device, interval=numbers.interval_noise)
+    info = SAMPLERS[numbers.sampler]
+    options = sampler_options(request, numbers)
+    half = diffusion.dtype != torch.float32
+    return Plan(
+        request=request,
+        denoiser=_denoiser(diffusion, texts, request),
+        x=noise.initial() * numbers.prior_scale,
+        sigmas=numbers.sigmas,
+        sampler=partial(info.function, **options),
+        noise=noise,
+        decode=_decode(autoencoder, height, width),
+        final_scale=numbers.final_scale,
+        batch_size=request.batch_size or 1,
+        calls=info.calls_on(numbers.sigmas, **options),
+        precision=str(diffusion.dtype).removeprefix("torch."),
+        denoiser_float32=(lambda: _denoiser(float32_model(diffusion), texts.float32(), request)) if half else None,
+        decode_float32=(
+            (lambda: _decode(float32_autoencoder(autoencoder), height, width))
+            if autoencoder.dtype != torch.float32
+            else None
+        ),
+        notices=(*bundle.info.notices, *numbers.notices, *_size_notices(width, height, f), *texts.notices),
+        record={
+            "task": "text-to-image",
+            "sampler": {"name": numbers.sampler, **options},
+            "sigmas": numbers.sigmas.tolist(),
+            "timesteps": diffusion.time(numbers.sigmas[numbers.sigmas > 0]).tolist(),
+            "tokens": texts.tokens,
+            "latent": [autoencoder.latent_channels, h, w],
+        },
+        source=partial(describe, bundle),
+    )
+
+
+def completed(request: GenerateRequest, bundle: ModelBundle) -> GenerateRequest:
+    """The request with nothing left open: defaults from the model and the compat preset, seeds fixed.
+
+    Completing a completed request changes nothing.
+    """
+    info = bundle.info
+    conventions = COMPAT[request.compat]
+    values: dict[str, Any] = {}
+
+    def fill(name: str, value: object) -> None:
+        if getattr(request, name) is None:
+            values[name] = value
+
+    fill("width", info.default_size[0])
+    fill("height", info.default_size[1])
+    fill("guidance", info.default_guidance)
+    fill("weighting", conventions.weighting)
+    fill("long", conventions.long_prompts)
+    fill("sampler", DEFAULT_SAMPLER)
+    sampler = request.sampler or DEFAULT_SAMPLER
+    if request.sigmas is None:
+        fill("steps", info.default_steps)
+        if sampler in conventions.samplers:  # otherwise `run_numbers` says what is wrong
+            fill("schedule", conventions.samplers[sampler].grid)
+    if request.mode == "fast":
+        fill("batch_size", DEFAULT_BATCH)
+    if request.seeds is None:
+        values["seed"] = request.image_seeds()[0]
+    return request.changed(**values)
+
+
+def run_numbers(model: DiffusionModel, request: GenerateRequest) -> Resolved:
+    """The noise levels, scales and times of a completed request's run."""
+    sampler = request.sampler or DEFAULT_SAMPLER
+    if request.sigmas is None:
+        return resolve(
+            request.compat,
+            sampler,
+            model.schedule,
+            request.steps or 1,
+            grid=request.schedule,
+            prediction=model.prediction,
+        )
+    sigmas = custom_grid(request.sigmas)
+    plain = resolve("langevin", sampler, model.schedule, 1, prediction=model.prediction)
+    return replace(
+        plain, sigmas=sigmas, prior_scale=float(sigmas[0]), final_scale=1 / math.sqrt(1 + float(sigmas[-1]) ** 2)
+    )
+
+
+def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, Any]:
+    """The options that the sampler is called with: the program's, then the user's. RequestError for one it has not."""
+    asked: dict[str, Any] = dict(request.sampler_options)
+    if request.eta is not None:
+        if "eta" in asked:
+            raise RequestError("eta was given twice: as eta and among sampler_options")
+        asked["eta"] = request.eta
+    options = {**numbers.sampler_options, **asked}
+    SAMPLERS[numbers.sampler].check(options)
+    return options
+
+
+def _parts(bundle: ModelBundle) -> tuple[Autoencoder, TextEncoder]:
+    if bundle.info.task != "text-to-image":
+        raise RequestError(f"model {bundle.info.name} is for {bundle.info.task}: give a text-to-image model")
+    if bundle.text is None or bundle.autoencoder is None:
+        missing = "text encoder" if bundle.text is None else "autoencoder"
+        raise RequestError(f"model {bundle.info.name} has no {missing}: give a whole text-to-image model")
+    return bundle.autoencoder, bundle.text
+
+
+def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest) -> Denoiser:
+    """Guidance around the model; with switches in the prompts, that of the noise level's texts."""
+    scale = 1.0 if request.guidance is None else request.guidance
+    interval = request.guidance_interval or (0.0, math.inf)
+    parts = [
+        (start, guided_model(model, cond, uncond, scale, request.rescale, interval))
+        for start, cond, uncond in texts.conditionings
+    ]
+
+    def denoiser(x: Tensor, sigma: float) -> Estimate:
+        current = parts[0][1]
+        for start, part in parts[1:]:
+            # Levels pass through a float64 tensor on their way: equal up to its last bits.
+            if sigma <= start * (1 + 1e-9):
+                current = part
+        return current(x, sigma)
+
+    return parts[0][1] if len(parts) == 1 else denoiser
+
+
+def _decode(autoencoder: Autoencoder, height: int, width: int) -> Decode:
+    """Decodes and cuts to the size asked for, the margins equal on both sides."""
+
+    def decode(latents: Tensor) -> Tensor:
+        image = autoencoder.decode(latents)
+        top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+        return image[..., top : top + height, left : left + width]
+
+    return decode
+
+
+def _size_notices(width: int, height: int, factor: int) -> list[str]:
+    if width % factor == 0 and height % factor == 0:
+        return []
+    w, h = -(-width // factor) * factor, -(-height // factor) * factor
+    return [f"{width} x {height} is not a multiple of {factor}: computed at {w} x {h} and cut"]

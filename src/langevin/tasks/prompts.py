@@ -1,0 +1,97 @@
+"""Prompts to conditionings: encoded once, before the first step."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from langevin.errors import NotFiniteError
+from langevin.model.conditioning import Conditioning
+from langevin.model.precision import float32_conditioning, float32_copy, is_finite
+from langevin.model.prompt import Weighting, schedule, thresholds
+from langevin.model.text import EncodedText, TextEncoder
+from langevin.tasks.request import GenerateRequest
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """What the network is told, over the course of the run."""
+
+    conditionings: Sequence[tuple[float, Conditioning, Conditioning]]
+    """(noise level from which on downwards it holds, prompt's, negative prompt's); the first level is infinity. Each
+    conditioning is that of one image."""
+    tokens: dict[str, list[dict[str, object]]]
+    """For "prompt" and "negative": each text with the noise level that it starts at (None: the first) and its token
+    ids."""
+    notices: tuple[str, ...]
+
+    def float32(self) -> Texts:
+        """The same for a float32 network."""
+        return replace(
+            self,
+            conditionings=[
+                (start, float32_conditioning(cond), float32_conditioning(uncond))
+                for start, cond, uncond in self.conditionings
+            ],
+        )
+
+
+def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, sigmas: Tensor) -> Texts:
+    """Encodes prompt and negative prompt of a completed request, all their switches in one batch.
+
+    The contexts come out in the precision and on the device of `like`.
+    """
+    weighting = Weighting.of(request.weighting or "a1111")
+    levels = sigmas.tolist()
+    changes = {
+        name: thresholds(schedule(prompt, len(levels) - 1, weighting), levels)
+        for name, prompt in (("prompt", request.prompt), ("negative", request.negative))
+    }
+    distinct = list(dict.fromkeys(words for steps in changes.values() for _, words in steps))
+    encoded, notices = _encode(text, distinct, request)
+
+    def context(name: str, start: float) -> Conditioning:
+        words = next(words for level, words in reversed(changes[name]) if start <= level)
+        row = distinct.index(words)
+        return Conditioning(context=encoded.context[row : row + 1].to(like.device, like.dtype))
+
+    starts = sorted({start for steps in changes.values() for start, _ in steps}, reverse=True)
+    return Texts(
+        conditionings=[(start, context("prompt", start), context("negative", start)) for start in starts],
+        tokens={
+            name: [
+                {
+                    "from_sigma": None if math.isinf(start) else start,
+                    "ids": [int(i) for i in encoded.token_ids[distinct.index(words)]],
+                }
+                for start, words in steps
+            ]
+            for name, steps in changes.items()
+        },
+        notices=(*encoded.notices, *notices),
+    )
+
+
+def _encode(text: TextEncoder, prompts: list[str], request: GenerateRequest) -> tuple[EncodedText, list[str]]:
+    def encode(encoder: TextEncoder) -> EncodedText:
+        return encoder.encode(
+            prompts,
+            clip_skip=request.clip_skip,
+            weighting=request.weighting or "a1111",
+            long=request.long or "chunk",
+        )
+
+    encoded = encode(text)
+    if is_finite(encoded.context):
+        return encoded, []
+    half = next(text.network.parameters()).dtype
+    wide = copy.copy(text)
+    wide.network = float32_copy(text.network)
+    encoded = encode(wide)
+    if not is_finite(encoded.context):
+        raise NotFiniteError("the text encoder gave NaN or infinity in float32: the weights are broken")
+    return encoded, [f"the text encoder gave NaN or infinity in {str(half).removeprefix('torch.')}; it ran in float32"]
