@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +20,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors, trainers
 
 from langevin.errors import CheckpointError, RequestError
+from langevin.model.prompt import checked
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -55,6 +56,11 @@ class Tokenizer:
         return int(self.backend.get_vocab_size())
 
     @property
+    def largest_id(self) -> int:
+        """The embedding of a text network must have one row more."""
+        return max(self.backend.get_vocab().values())
+
+    @property
     def room(self) -> int:
         """Tokens of text in one chunk: 75 for CLIP."""
         return self.max_length - 2
@@ -69,7 +75,7 @@ class Tokenizer:
         """
         vocab, merges = _standard_vocabulary()
         tokenizer = _assemble(vocab, merges)
-        return tokenizer if pad is None else cls(tokenizer.backend, tokenizer.bos, tokenizer.eos, pad)
+        return tokenizer if pad is None else replace(tokenizer, pad=pad)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -81,43 +87,45 @@ class Tokenizer:
         folder = Path(folder)
         config = _read_json(folder / "tokenizer_config.json", optional=True)
         special = {**config, **_read_json(folder / "special_tokens_map.json", optional=True)}
-        start, end = _token_text(special, "bos_token", START), _token_text(special, "eos_token", END)
         max_length = config.get("model_max_length", _CLIP_MAX_LENGTH)
         if not isinstance(max_length, int) or isinstance(max_length, bool):
             raise CheckpointError(f"{folder}/tokenizer_config.json: model_max_length {max_length!r} is not an integer")
-        # Libraries write 10^30 where a tokenizer states no limit of its own.
-        max_length = max_length if max_length < 10**6 else _CLIP_MAX_LENGTH
         if (folder / "vocab.json").exists():
             vocab = _read_json(folder / "vocab.json")
             merges = _read_merges(folder / "merges.txt")
-            try:
-                tokenizer = _assemble(vocab, merges, start, end, max_length)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise CheckpointError(f"{folder}: vocab.json and merges.txt do not fit together: {error}") from error
+            added = _read_json(folder / "added_tokens.json", optional=True)
         elif (folder / "tokenizer.json").exists():
-            tokenizer = _from_backend(_backend_of(_read_text(folder / "tokenizer.json")), start, end, max_length)
+            vocab, merges, added = _parts_of(_read_json(folder / "tokenizer.json"), str(folder / "tokenizer.json"))
         else:
             raise CheckpointError(f"{folder}: no vocab.json and no tokenizer.json; a CLIP tokenizer folder has one")
-        pad = _id(tokenizer.backend, _token_text(special, "pad_token", end), "padding")
-        return cls(tokenizer.backend, tokenizer.bos, tokenizer.eos, pad, max_length)
+        end = _token_text(special, "eos_token", END)
+        return _assemble(
+            vocab,
+            merges,
+            added,
+            start=_token_text(special, "bos_token", START),
+            end=end,
+            pad=_token_text(special, "pad_token", end),
+            # Libraries write 10^30 where a tokenizer states no limit of its own.
+            max_length=max_length if max_length < 10**6 else _CLIP_MAX_LENGTH,
+            source=str(folder),
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
-        """From the text of `to_json`, or of any `tokenizer.json` with CLIP's special tokens.
-
-        Raises CheckpointError where it is malformed.
-        """
+        """From the text of `to_json`, or of a CLIP `tokenizer.json`. Raises CheckpointError where it is malformed."""
         try:
             data = json.loads(text)
-            padding = data.get("padding") or {}
-            strategy = padding.get("strategy") or {}
-            max_length = int(strategy.get("Fixed", _CLIP_MAX_LENGTH)) if isinstance(strategy, dict) else 77
-            pad = padding.get("pad_id")
-        except (AttributeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"tokenizer: not the JSON of a tokenizer: {error}") from error
-        tokenizer = _from_backend(_backend_of(text), START, END, max_length)
-        pad = tokenizer.eos if pad is None else int(pad)
-        return cls(tokenizer.backend, tokenizer.bos, tokenizer.eos, pad, max_length)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"tokenizer: not JSON: {error}") from error
+        vocab, merges, added = _parts_of(data, "tokenizer")
+        match data.get("padding"):
+            case {"strategy": {"Fixed": int(max_length)}, "pad_token": str(pad)}:
+                return _assemble(vocab, merges, added, pad=pad, max_length=max_length)
+            case None:
+                return _assemble(vocab, merges, added)
+            case other:
+                raise CheckpointError(f"tokenizer: padding {other!r} does not name a fixed length and a token")
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_size: int, max_length: int = _CLIP_MAX_LENGTH) -> Tokenizer:
@@ -150,12 +158,28 @@ class Tokenizer:
 
     # -- use ------------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, pad_in_text: bool = False) -> list[int]:
         """Token ids of `text`, of any length, without start, end and padding.
 
+        pad_in_text: the padding token's text, where it occurs in `text`, becomes the padding token, as it does in
+        transformers. It matters for Stable Diffusion 2.x, which pads with "!": the network was trained with "!" as a
+        word of its own, so this is off unless another program's picture is wanted.
         Raises RequestError where the text holds a NUL or half of a surrogate pair.
         """
-        return list(self.backend.encode(checked(text), add_special_tokens=False).ids)
+        checked(text)
+        parts = text.split(self.token(self.pad)) if pad_in_text and self.pad not in (self.bos, self.eos) else [text]
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            ids.extend([self.pad] if i else [])
+            ids.extend(self.backend.encode(part, add_special_tokens=False).ids)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """About the text that `ids` came from: lower case, one space after each word."""
+        byte_of = _byte_of()
+        words = "".join(self.token(i).replace(_END_OF_WORD, " ") for i in ids)
+        spelled = b"".join(bytes([byte_of[c]]) if c in byte_of else c.encode() for c in words)
+        return spelled.decode("utf-8", errors="replace").strip()
 
     def token(self, token_id: int) -> str:
         """The token as it is written in the vocabulary: bytes as CLIP's printable characters, `</w>` at word ends."""
@@ -189,23 +213,18 @@ class Tokenizer:
         return json.dumps(data, ensure_ascii=False)
 
 
-def checked(text: str, name: str = "prompt") -> str:
-    """`text` itself, if it can be encoded as UTF-8 and holds no NUL; else RequestError that names where."""
-    for index, character in enumerate(text):
-        if character == "\0":
-            raise RequestError(f"{name}: NUL character at position {index}; remove it")
-        if "\ud800" <= character <= "\udfff":
-            raise RequestError(
-                f"{name}: half of a surrogate pair (U+{ord(character):04X}) at position {index}; "
-                "the text was not decoded correctly, pass it as UTF-8"
-            )
-    return text
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 
 
 def _alphabet() -> list[str]:
-    """The 256 bytes as printable characters, in CLIP's order: printable bytes first, then the others from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(b) for b in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
+    """The 256 bytes as printable characters in CLIP's order: printable bytes, then the others, from U+0100 up."""
+    return [chr(b) for b in _PRINTABLE] + [chr(0x100 + i) for i in range(256 - len(_PRINTABLE))]
+
+
+@cache
+def _byte_of() -> dict[str, int]:
+    others = [b for b in range(256) if b not in _PRINTABLE]
+    return dict(zip(_alphabet(), [*_PRINTABLE, *others], strict=True))
 
 
 def _vocabulary_of(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
@@ -225,15 +244,35 @@ def _standard_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 def _assemble(
     vocab: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
+    added: Mapping[str, int] | None = None,
+    *,
     start: str = START,
     end: str = END,
+    pad: str | None = None,
     max_length: int = _CLIP_MAX_LENGTH,
+    source: str = "tokenizer",
 ) -> Tokenizer:
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix=_END_OF_WORD, unk_token=end)
-    )
+    """CLIP's pipeline around a vocabulary. `added`: further tokens, matched in the text before it is split."""
+    pad = end if pad is None else pad
+    for name, token in (("start", start), ("end", end), ("padding", pad)):
+        if token not in vocab and token not in (added or {}):
+            raise CheckpointError(f"{source}: the {name} token {token!r} is not in the vocabulary")
+    try:
+        backend = tokenizers.Tokenizer(
+            models.BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix=_END_OF_WORD, unk_token=end)
+        )
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{source}: vocabulary and merges do not fit together: {error}") from error
     _set_pipeline(backend)
-    return _from_backend(backend, start, end, max_length)
+    for token, i in sorted((added or {}).items(), key=lambda item: item[1]):
+        backend.add_tokens([AddedToken(token)])
+        if backend.token_to_id(token) != i:
+            raise CheckpointError(f"{source}: the added token {token!r} has id {i}, not the next one free")
+    # Matched in the normalised text, as in CLIP's own tokenizer: in capitals they are special too.
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=True) for token in (start, end)])
+    ids = backend.get_vocab()
+    backend.post_processor = processors.RobertaProcessing((end, ids[end]), (start, ids[start]), False, False)
+    return Tokenizer(backend, ids[start], ids[end], ids[pad], max_length)
 
 
 def _set_pipeline(backend: tokenizers.Tokenizer) -> None:
@@ -243,38 +282,33 @@ def _set_pipeline(backend: tokenizers.Tokenizer) -> None:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            # The regex above has split already; this one only turns bytes into printable characters.
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
 
 
-def _from_backend(backend: tokenizers.Tokenizer, start: str, end: str, max_length: int) -> Tokenizer:
-    bos, eos = _id(backend, start, "start"), _id(backend, end, "end")
-    backend.add_special_tokens([AddedToken(start, special=True), AddedToken(end, special=True)])
-    backend.post_processor = processors.RobertaProcessing((end, eos), (start, bos), False, False)
-    backend.no_padding()
-    backend.no_truncation()
-    return Tokenizer(backend, bos, eos, eos, max_length)
-
-
-def _backend_of(text: str) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"tokenizer: not the JSON of a tokenizer: {error}") from error
-
-
-def _id(backend: tokenizers.Tokenizer, token: str, name: str) -> int:
-    found = backend.token_to_id(token)
-    if found is None:
-        raise CheckpointError(f"tokenizer: the {name} token {token!r} is not in the vocabulary")
-    return int(found)
+def _parts_of(data: Any, source: str) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
+    """Vocabulary, merges and added tokens of a `tokenizer.json`, once it is known to be of CLIP's kind."""
+    match data:
+        case {"model": {"type": "BPE", "end_of_word_suffix": "</w>", "vocab": dict(vocab), "merges": list(lines)}}:
+            merges = [_pair(line, source) for line in lines]
+        case _:
+            raise CheckpointError(f"{source}: not a CLIP tokenizer (byte pairs with </w> at the end of a word)")
+    added = {}
+    for token in data.get("added_tokens") or []:
+        match token:
+            case {"content": str(text), "id": int(i)}:
+                added[text] = i
+            case other:
+                raise CheckpointError(f"{source}: {str(other)[:60]} is not an added token")
+    return vocab, merges, {text: i for text, i in added.items() if text not in vocab}
 
 
 def _token_text(special: Mapping[str, Any], name: str, default: str) -> str:
     """Special tokens are given as a text or as an object with `content`."""
-    value = special.get(name) or default
+    value = special.get(name)
+    if value is None:
+        return default
     value = value.get("content") if isinstance(value, dict) else value
     if not isinstance(value, str):
         raise CheckpointError(f"tokenizer: {name} {value!r} is not a text")
@@ -293,7 +327,7 @@ def _read_json(path: Path, optional: bool = False) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON: {error}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(data).__name__}")
@@ -305,8 +339,8 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
     return [_pair(line, path) for line in lines if line.strip() and not line.startswith("#version")]
 
 
-def _pair(line: str, source: object) -> tuple[str, str]:
-    match line.strip("\r").split(" "):
-        case [a, b]:
+def _pair(line: object, source: object) -> tuple[str, str]:
+    match line.strip("\r").split(" ") if isinstance(line, str) else line:
+        case [str(a), str(b)]:
             return a, b
-    raise CheckpointError(f"{source}: {line[:60]!r} is not a merge of two tokens")
+    raise CheckpointError(f"{source}: {str(line)[:60]!r} is not a merge of two tokens")
