@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -57,22 +58,55 @@ _PLMS_WEIGHTS = {
 """Adams-Bashforth on equal steps, oldest first."""
 
 
-def plms(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:
-    """Pseudo linear multistep (Liu et al. 2022, PNDM, section 3, as Stable Diffusion uses it). Order 2.
+class Slope(StrEnum):
+    """What `plms` remembers of a step."""
+
+    EPSILON = "epsilon"
+    """The noise estimate, which is the slope."""
+    V = "v"
+    """The velocity `(eps - sigma x0) / sqrt(1 + sigma^2)`, made a slope again with the state of the step it is for."""
+
+
+def plms(
+    denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, remember: Slope | str = Slope.EPSILON
+) -> Iterator[Step]:
+    """Pseudo linear multistep (Liu et al. 2022, PNDM, equations 9 to 12; as Stable Diffusion uses it). Order 2.
 
     The slope is the noise estimate, the transfer function is Euler's step in sigma; the weights are those of equal
     steps whatever the grid. The first step is done twice: its second slope is taken at its end and averaged in.
     """
-    slopes: list[Tensor] = []
+    remember = Slope(remember)
+    history: list[Tensor] = []
     for i, s, s1 in intervals(sigmas):
         x0 = denoiser(x, s).x0
-        slopes = [*slopes, (x - x0) / s][-4:]
-        slope = _weighted(_PLMS_WEIGHTS[len(slopes)], slopes)
+        history = [*history, _remembered(remember, x, x0, s)][-4:]
+        value = _weighted(_PLMS_WEIGHTS[len(history)], history)
         if i == 0 and s1 > 0:
-            ahead = x + (s1 - s) * slope
-            slope = (slope + (ahead - denoiser(ahead, s1).x0) / s1) / 2
-        x = x + (s1 - s) * slope
+            ahead = x + (s1 - s) * _slope(remember, value, x, s)
+            value = (value + _remembered(remember, ahead, denoiser(ahead, s1).x0, s1)) / 2
+        x = x + (s1 - s) * _slope(remember, value, x, s)
         yield Step(i, s1, x, x0)
+
+
+def _remembered(remember: Slope, x: Tensor, x0: Tensor, s: float) -> Tensor:
+    epsilon = (x - x0) / s
+    match remember:
+        case Slope.EPSILON:
+            return epsilon
+        case Slope.V:
+            return (epsilon - s * x0) / math.hypot(1, s)
+        case _:
+            assert_never(remember)
+
+
+def _slope(remember: Slope, value: Tensor, x: Tensor, s: float) -> Tensor:
+    match remember:
+        case Slope.EPSILON:
+            return value
+        case Slope.V:
+            return value / math.hypot(1, s) + (s / (1 + s * s)) * x
+        case _:
+            assert_never(remember)
 
 
 def _weighted(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

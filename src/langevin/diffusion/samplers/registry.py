@@ -16,6 +16,7 @@ from langevin.diffusion.noise import Noise
 from langevin.diffusion.samplers.first_order import Variance, ddim, ddpm, euler, euler_ancestral, lcm
 from langevin.diffusion.samplers.multistep import (
     Residual,
+    Slope,
     Solver,
     dpmpp_2m,
     dpmpp_2m_sde,
@@ -201,7 +202,15 @@ SAMPLERS: Mapping[str, SamplerInfo] = MappingProxyType(
                 "k-diffusion (Crowson 2022): Adams-Bashforth on unequal steps",
                 {"order": Option(4, "how many slopes are used", low=1, high=4)},
             ),
-            SamplerInfo("plms", plms, 2, False, "PLMS", "Liu et al. 2022, arXiv:2202.09778", {}),
+            SamplerInfo(
+                "plms",
+                plms,
+                2,
+                False,
+                "PLMS",
+                "Liu et al. 2022, arXiv:2202.09778",
+                {"remember": Option(Slope.EPSILON, "what is extrapolated from step to step", choices=tuple(Slope))},
+            ),
             SamplerInfo(
                 "dpmpp_2s_ancestral",
                 dpmpp_2s_ancestral,
