@@ -40,7 +40,7 @@ class Noise:
     """Standard normal noise for a batch of images.
 
     `initial()` is each stream's first draw and equals `torch.randn(1, C, H, W, generator=manual_seed(seed))`.
-    `step()` gives the draws after it. `between()` gives the noise of an interval of noise levels.
+    `step()` gives the draws after it (or those of a second stream). `between()` gives the noise of an interval of noise levels.
     """
 
     def __init__(
@@ -51,8 +51,12 @@ class Noise:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         interval: IntervalNoise | str = IntervalNoise.PATH,
+        step_seed_offset: int | None = None,
     ) -> None:
         """seeds: one per image. shape: of one image, C H W. Numbers are drawn as float32 and then brought to `dtype`.
+
+        step_seed_offset: None lets the steps continue the stream of the initial noise; with a number they have a
+        stream of their own, seeded with the image's seed plus that number.
 
         Raises RequestError for a seed outside 0 ... 2^64 - 1 or an empty batch.
         """
@@ -66,6 +70,7 @@ class Noise:
         self.device = torch.device(device)
         self.dtype = dtype
         self.interval = IntervalNoise(interval)
+        self.step_seed_offset = step_seed_offset
         self._streams: list[torch.Generator] | None = None
         self._paths = [_BrownianPath(seed, self.shape) for seed in self.seeds]
 
@@ -74,7 +79,14 @@ class Noise:
 
     def select(self, images: slice) -> Noise:
         """The noise of some of the images, each stream at its start: image i alone has what it has in the batch."""
-        return Noise(self.seeds[images], self.shape, device=self.device, dtype=self.dtype, interval=self.interval)
+        return Noise(
+            self.seeds[images],
+            self.shape,
+            device=self.device,
+            dtype=self.dtype,
+            interval=self.interval,
+            step_seed_offset=self.step_seed_offset,
+        )
 
     def fresh(self) -> Noise:
         """The same noise again, each stream at its start."""
@@ -87,9 +99,11 @@ class Noise:
     def step(self) -> Tensor:
         """The next draw of every stream after the first one, B C H W: independent of all others."""
         if self._streams is None:
-            self._streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-            for stream in self._streams:
-                _draw(stream, self.shape)  # the initial noise
+            offset = self.step_seed_offset or 0
+            self._streams = [torch.Generator().manual_seed((seed + offset) % SEED_LIMIT) for seed in self.seeds]
+            if self.step_seed_offset is None:
+                for stream in self._streams:
+                    _draw(stream, self.shape)  # the initial noise
         return self._batch([_draw(stream, self.shape) for stream in self._streams])
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
