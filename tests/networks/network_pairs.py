@@ -175,4 +175,4 @@ def copy_autoencoder(ours: AutoencoderKL, theirs: Any) -> None:
 def difference(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference; NaN if there is one anywhere."""
     assert a.shape == b.shape
-    return float((a - b).abs().max())
+    return float((a - b).detach().abs().max())

@@ -9,7 +9,7 @@ import torch
 from network_pairs import difference
 
 import langevin
-from langevin.networks.attention import attend, merge_heads, split_heads
+from langevin.networks.attention import AttentionBlock, attend, merge_heads, split_heads
 
 
 def test_attention_is_the_formula() -> None:
@@ -32,6 +32,20 @@ def test_heads_are_consecutive_channels() -> None:
     assert heads.shape == (2, 2, 3, 4)
     assert torch.equal(heads[:, 1], x[:, :, 4:])
     assert torch.equal(merge_heads(heads), x)
+
+
+def test_pixel_attention_takes_queries_keys_and_values_head_by_head() -> None:
+    """The layout of improved DDPM's weights."""
+    block = AttentionBlock(64, heads=4).double()
+    torch.nn.init.normal_(block.proj_out.weight, std=0.2)
+    x = torch.randn(1, 64, 3, 5, dtype=torch.float64)
+    rows = block.qkv(block.norm(x).view(1, 64, 15))[0]  # 3C N
+    heads = []
+    for part in rows.chunk(4):  # 3d N
+        q, k, v = part.chunk(3)  # d N
+        heads.append(v @ torch.softmax(q.T @ k / math.sqrt(16), 1).T)
+    expected = x + block.proj_out(torch.cat(heads)[None]).view(1, 64, 3, 5)
+    assert difference(block(x), expected) < 1e-12
 
 
 def test_there_is_one_call_site() -> None:

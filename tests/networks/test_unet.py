@@ -11,7 +11,10 @@ from network_pairs import difference, randomise
 from torch import Tensor
 
 from langevin.networks import attention
+from langevin.networks.attention import AttentionBlock
+from langevin.networks.blocks import ResBlock
 from langevin.networks.embeddings import timestep_embedding
+from langevin.networks.transformer import SpatialTransformer
 from langevin.networks.unet import UNet, UNetConfig
 
 SD2: dict[str, Any] = {
@@ -90,6 +93,15 @@ def test_new_network_gives_zero() -> None:
     """Zero-initialised output: training begins at the mean of the target."""
     unet = UNet(TINY)
     assert not unet(torch.randn(1, 4, 8, 8), torch.tensor([5.0]), context=torch.randn(1, 3, 24)).any()
+
+
+def test_new_residual_branches_are_nothing() -> None:
+    x, emb, context = torch.randn(2, 64, 4, 5), torch.randn(2, 16), torch.randn(2, 3, 24)
+    assert torch.equal(ResBlock(64, 64, 16, dropout=0.0, scale_shift_norm=False)(x, emb), x)
+    assert torch.equal(ResBlock(64, 64, 16, dropout=0.0, scale_shift_norm=True)(x, emb), x)
+    assert torch.equal(AttentionBlock(64, heads=2)(x), x)
+    for linear in (False, True):
+        assert torch.equal(SpatialTransformer(64, 24, heads=2, linear=linear)(x, context), x)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2), (7, 5), (8, 8)])

@@ -64,8 +64,10 @@ class DiffusionModel:
         # The only two casts: into the network's precision and back.
         z = z.to(self.dtype)
         controls = [
-            [control.strength * r for r in control.network(z, t, control.features, context=cond.context)]
+            [control.strength * r for r in control.network(z[:, :channels], t, control.features, context=cond.context)]
             for control in cond.controls
+            # A ControlNet for the plain model steers an inpainting one too: it does not see the channels added to z.
+            for channels in [control.network.config.in_channels]
             if control.acts_at(float(sigma.max()))
         ]
         residuals = [torch.stack(level).sum(0) for level in zip(*controls, strict=True)] if controls else None

@@ -49,7 +49,7 @@ class ResBlock(nn.Module):
         """x: B C H W; emb: B E. Returns B C' H W."""
         h = self.in_layers(x)  # B C' H W
         emb = self.emb_layers(emb)[:, :, None, None]  # B C' 1 1, or B 2C' 1 1
-        if self.scale_shift_norm:  # Nichol & Dhariwal 2021, section 3.4 of Dhariwal & Nichol 2021: AdaGN
+        if self.scale_shift_norm:  # Nichol & Dhariwal 2021, appendix A
             scale, shift = emb.chunk(2, 1)
             h = self.out_layers[0](h) * (1 + scale) + shift
             h = self.out_layers[1:](h)
