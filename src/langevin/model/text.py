@@ -9,9 +9,9 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from langevin.errors import CheckpointError, NotFiniteError, RequestError
+from langevin.errors import CheckpointError, RequestError
 from langevin.model.chunks import Chunk, Layout, Long, empty_chunk, layout
-from langevin.model.prompt import ParsedPrompt, Segment, Weighting, parse, schedule, shown
+from langevin.model.prompt import ParsedPrompt, Segment, Weighting, parse, schedule
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.clip import ClipText
 
@@ -79,7 +79,8 @@ class TextEncoder:
 
         Each window goes through the network by itself, and equal ones once, so that no prompt's states depend on
         which others are beside it; only the number of chunks does: a shorter prompt is filled up with empty chunks.
-        Raises RequestError for a clip_skip out of bounds and for prompts that cannot be encoded.
+        Raises RequestError for a clip_skip out of bounds, for prompts that cannot be encoded, and for weights that
+        carry the states beyond float32. States that are not finite by themselves are given back as they are.
         """
         if not prompts:
             raise RequestError("no prompt was given; the empty prompt is ''")
@@ -101,10 +102,6 @@ class TextEncoder:
                 for chunks, prompt in zip(filled, parsed, strict=True)
             ]
         )
-        for prompt, finite in zip(prompts, context.isfinite().all(2).all(1).tolist(), strict=True):
-            if not finite:
-                text = prompt if isinstance(prompt, str) else "".join(p.text for s in prompt.sections for p in s)
-                raise NotFiniteError(f"prompt {shown(text)}: the text states are not finite; use milder weights")
         return EncodedText(context, filled, tuple(dict.fromkeys(n for one in layouts for n in one.notices)))
 
     def schedule(
@@ -155,4 +152,9 @@ def _weighted(chunk: Chunk, states: Callable[[Chunk], Tensor], empty: Chunk, wei
             weighted = z
         case _:
             assert_never(weighting)
+    if not weighted.isfinite().all() and z.isfinite().all():
+        raise RequestError(
+            f"prompt: its weights, {min(chunk.weights):g} to {max(chunk.weights):g}, give text states that are not "
+            "finite; use weights nearer to 1"
+        )
     return weighted.to(plain.dtype)

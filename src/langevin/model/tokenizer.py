@@ -73,9 +73,7 @@ class Tokenizer:
 
         pad: None pads with the end token (Stable Diffusion 1.x); Stable Diffusion 2.x pads with 0, which is "!".
         """
-        vocab, merges = _standard_vocabulary()
-        tokenizer = _assemble(vocab, merges)
-        return tokenizer if pad is None else replace(tokenizer, pad=pad)
+        return _standard() if pad is None else replace(_standard(), pad=pad)
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -241,6 +239,11 @@ def _standard_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return _vocabulary_of(merges), merges
 
 
+@cache
+def _standard() -> Tokenizer:
+    return _assemble(*_standard_vocabulary())
+
+
 def _assemble(
     vocab: Mapping[str, int],
     merges: Sequence[tuple[str, str]],
@@ -254,6 +257,9 @@ def _assemble(
 ) -> Tokenizer:
     """CLIP's pipeline around a vocabulary. `added`: further tokens, matched in the text before it is split."""
     pad = end if pad is None else pad
+    for token, i in vocab.items():
+        if type(i) is not int or not 0 <= i < 2**31:
+            raise CheckpointError(f"{source}: token {token!r} has id {i!r}, not a whole number from 0")
     for name, token in (("start", start), ("end", end), ("padding", pad)):
         if token not in vocab and token not in (added or {}):
             raise CheckpointError(f"{source}: the {name} token {token!r} is not in the vocabulary")
@@ -262,7 +268,8 @@ def _assemble(
             models.BPE(vocab=dict(vocab), merges=list(merges), end_of_word_suffix=_END_OF_WORD, unk_token=end)
         )
     except Exception as error:  # the library raises bare Exception
-        raise CheckpointError(f"{source}: vocabulary and merges do not fit together: {error}") from error
+        said = str(error).split("\n")[0]
+        raise CheckpointError(f"{source}: vocabulary and merges do not fit together: {said}") from error
     _set_pipeline(backend)
     for token, i in sorted((added or {}).items(), key=lambda item: item[1]):
         backend.add_tokens([AddedToken(token)])
