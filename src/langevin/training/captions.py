@@ -1,0 +1,51 @@
+"""Captions for a record: rephrased each time it is seen, the same again when a run is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from langevin.training.config import Config
+
+
+class CaptionConfig(Config):
+    """How a record's name, keywords and style become a caption."""
+
+    styles: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Words for each value of the record's `style`; one of them is chosen. A style that is not named here is never
+    said."""
+    always_styled: tuple[str, ...] = ()
+    """Styles that are said in every caption, so that a prompt without a style does not mean them."""
+    style_share: float = Field(0.5, ge=0, le=1)
+    """How often a style is said otherwise."""
+    keyword_share: float = Field(0.3, ge=0, le=1)
+    """How often some of the record's keywords follow the name."""
+    article_share: float = Field(0.4, ge=0, le=1)
+    """How often the name gets "a" or "an"."""
+
+
+def caption(record: Mapping[str, Any], config: CaptionConfig, generator: torch.Generator) -> str:
+    """One caption for `record` (fields `caption`, and if it has them `keywords` and `style`)."""
+
+    def chance(share: float) -> bool:
+        return float(torch.rand((), generator=generator)) < share
+
+    def below(n: int) -> int:
+        return int(torch.randint(n, (), generator=generator))
+
+    text = str(record["caption"])
+    if chance(config.article_share):
+        text = f"{'an' if text[:1].lower() in 'aeiou' else 'a'} {text}"
+    keywords = [str(k) for k in record.get("keywords", ()) if k != record["caption"]]
+    if keywords and chance(config.keyword_share):
+        order = torch.randperm(len(keywords), generator=generator).tolist()
+        text = ", ".join([text, *(keywords[i] for i in order[: 1 + below(3)])])
+    style = str(record.get("style"))
+    words = config.styles.get(style, ())
+    if words and (style in config.always_styled or chance(config.style_share)):
+        word = words[below(len(words))]
+        text = (f"{text}, {word}", f"{text}, {word} style", f"{text} in {word} style", f"{word} {text}")[below(4)]
+    return text

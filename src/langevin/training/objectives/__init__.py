@@ -1,0 +1,1 @@
+"""What is trained: each module is one objective for the loop."""

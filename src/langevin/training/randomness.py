@@ -1,0 +1,40 @@
+"""Random streams that are functions of what they are for, so that a run resumes to the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator that depends on the seed and the purpose alone: ("noise", step), ("caption", epoch, index)..."""
+    text = repr((seed, *purpose)).encode()
+    value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return torch.Generator("cpu").manual_seed(value)
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of the samples in one epoch, int64 [count]: a permutation."""
+    return torch.randperm(count, generator=generator(seed, "order", epoch))
+
+
+class SampleOrder:
+    """Which samples make up the batch of a step; epochs follow one another without dropping a remainder."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"an order needs at least one sample, got {count}")
+        self.seed, self.count = seed, count
+        self._cached: tuple[int, Tensor] | None = None
+
+    def batch(self, step: int, size: int) -> list[tuple[int, int]]:
+        """(epoch, index) of each sample of the step's batch."""
+        pairs = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, place = divmod(position, self.count)
+            if self._cached is None or self._cached[0] != epoch:
+                self._cached = (epoch, epoch_order(self.seed, epoch, self.count))
+            pairs.append((epoch, int(self._cached[1][place])))
+        return pairs

@@ -1,0 +1,10 @@
+"""Recipes: functions that return everything a training run is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from langevin.training.recipes.emoji import emoji
+from langevin.training.text_to_image import TextToImageConfig
+
+RECIPES: Mapping[str, Callable[[], TextToImageConfig]] = {"emoji": emoji}

@@ -1,0 +1,193 @@
+"""A latent text-to-image system from nothing: autoencoder, CLIP, denoiser, one after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+
+from langevin.diffusion.prediction import Prediction
+from langevin.diffusion.schedule import NoiseSchedule
+from langevin.errors import RequestError
+from langevin.model.autoencoder import Autoencoder
+from langevin.model.diffusion_model import DiffusionModel
+from langevin.model.text import TextEncoder
+from langevin.model.tokenizer import Tokenizer
+from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
+from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
+from langevin.networks.unet import UNet, UNetConfig
+from langevin.training.captions import CaptionConfig, caption
+from langevin.training.checkpointing import load_ema
+from langevin.training.config import Config, LoopConfig
+from langevin.training.data import DataConfig, PictureSet
+from langevin.training.loop import Objective, TrainingStep, train
+from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
+from langevin.training.objectives.clip import ClipObjective
+from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.randomness import generator
+
+
+class AutoencoderStage(Config):
+    network: AutoencoderConfig
+    kl_weight: float = Field(1e-4, ge=0)
+    """Weight of the Kullback-Leibler term, mean over latent elements, beside the mean absolute error of pixels."""
+    edge_weight: float = Field(1.0, ge=0)
+    """Weight of the mean absolute error of differences between neighbouring pixels."""
+    loop: LoopConfig
+
+
+class ClipStage(Config):
+    vocabulary: int = Field(4096, ge=514)
+    """Tokens of the vocabulary that is learned from the captions."""
+    text: ClipTextConfig
+    image: ClipImageConfig
+    loop: LoopConfig
+
+
+class DiffusionStage(Config):
+    network: UNetConfig
+    prediction: Prediction = Prediction.V
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    """How often the caption is left empty, for classifier-free guidance."""
+    min_snr_gamma: float = Field(5.0, gt=0)
+    """Largest weight in x0-space: min(SNR, gamma)."""
+    preview_prompts: tuple[str, ...] = Field(min_length=1)
+    guidance: float = Field(4.0, ge=1)
+    """Of the previews; also the default of the finished model."""
+    loop: LoopConfig
+
+
+class TextToImageConfig(Config):
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    captions: CaptionConfig
+    autoencoder: AutoencoderStage
+    clip: ClipStage
+    diffusion: DiffusionStage
+
+    @model_validator(mode="after")
+    def _fits(self) -> TextToImageConfig:
+        grid = 2 ** (len(self.autoencoder.network.channel_mult) - 1)
+        if self.data.size % grid:
+            raise ValueError(f"data.size {self.data.size} is not a multiple of the autoencoder's factor {grid}")
+        if self.diffusion.network.context_channels != self.clip.text.width:
+            raise ValueError(
+                f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
+                f"clip.text.width {self.clip.text.width}"
+            )
+        return self
+
+
+Stage = Literal["autoencoder", "clip", "diffusion"]
+STAGES: tuple[Stage, ...] = ("autoencoder", "clip", "diffusion")
+
+
+class TextToImageSystem(NamedTuple):
+    """What the three stages have made."""
+
+    model: DiffusionModel
+    autoencoder: Autoencoder
+    text: TextEncoder
+
+
+def train_stage(
+    config: TextToImageConfig, stage: Stage, data: PictureSet, run: Path, *, device: str, resume: bool
+) -> Generator[TrainingStep]:
+    """Train one stage in `run/STAGE`. "diffusion" needs the two others finished in the same run folder."""
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator(config.seed, "weights", stage))))
+    objective: Objective
+    match stage:
+        case "autoencoder":
+            part = config.autoencoder
+            objective = AutoencoderObjective(
+                AutoencoderKL(part.network),
+                data,
+                seed=config.seed,
+                kl_weight=part.kl_weight,
+                edge_weight=part.edge_weight,
+                device=device,
+            )
+            loop = part.loop
+        case "clip":
+            tokenizer = train_tokenizer(config, data)
+            network = Clip(ClipText(_text_config(config, tokenizer)), ClipImage(config.clip.image))
+            objective = ClipObjective(network, tokenizer, data, config.captions, seed=config.seed, device=device)
+            loop = config.clip.loop
+        case "diffusion":
+            objective = _diffusion_objective(config, data, run, device)
+            loop = config.diffusion.loop
+    yield from train(objective, loop, run / stage, seed=config.seed, device=device, resume=resume)
+
+
+def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
+    """The vocabulary of the captions: four of each record's rephrasings."""
+    texts = [
+        caption(record, config.captions, generator(config.seed, "vocabulary", i, k))
+        for i, record in enumerate(data.records)
+        for k in range(4)
+    ]
+    keywords = [" ".join(map(str, r.get("keywords", ()))) for r in data.records]
+    return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
+
+
+def load_system(
+    config: TextToImageConfig, data: PictureSet, run: Path, *, untrained: bool = False
+) -> TextToImageSystem:
+    """The averaged weights of a run folder's stages; the denoiser freshly made if `untrained`."""
+    codec = AutoencoderKL(config.autoencoder.network)
+    load_ema(run / "autoencoder" / "checkpoints", codec)
+    tokenizer = train_tokenizer(config, data)
+    tower = ClipText(_text_config(config, tokenizer))
+    clip = Clip(tower, ClipImage(config.clip.image))
+    load_ema(run / "clip" / "checkpoints", clip)
+    network = UNet(config.diffusion.network)
+    if not untrained:
+        load_ema(run / "diffusion" / "checkpoints", network)
+    return TextToImageSystem(
+        DiffusionModel(network, NoiseSchedule.scaled_linear(), config.diffusion.prediction),
+        Autoencoder(codec, latent_scale(codec, data)),
+        TextEncoder(tower, tokenizer),
+    )
+
+
+def latent_scale(codec: AutoencoderKL, data: PictureSet) -> float:
+    """1 / standard deviation of the latents of 512 pictures (Rombach et al. 2022, appendix G), to 5 digits."""
+    every = max(1, len(data) // 512)
+    some = PictureSet(data.pictures[::every], data.records[::every], data.fingerprint)
+    mean, deviation = encode_all(codec, some, str(next(codec.parameters()).device))
+    return float(f"{1 / torch.sqrt(mean.var() + (deviation**2).mean()):.5g}")
+
+
+def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextConfig:
+    return dataclasses.replace(config.clip.text, vocabulary=len(tokenizer), eos_token=tokenizer.eos)
+
+
+def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path, device: str) -> DiffusionObjective:
+    for stage, loop in (("autoencoder", config.autoencoder.loop), ("clip", config.clip.loop)):
+        if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
+            raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
+    state = torch.random.get_rng_state()
+    system = load_system(config, data, run, untrained=True)
+    torch.random.set_rng_state(state)
+    part = config.diffusion
+    system.autoencoder.network.to(device)
+    system.text.network.to(device)
+    latents = encode_all(system.autoencoder.network, data, device)
+    return DiffusionObjective(
+        DiffusionModel(UNet(part.network), system.model.schedule, part.prediction),
+        system.autoencoder,
+        system.text,
+        data,
+        latents,
+        config.captions,
+        seed=config.seed,
+        caption_dropout=part.caption_dropout,
+        min_snr_gamma=part.min_snr_gamma,
+        preview_prompts=part.preview_prompts,
+        preview_guidance=part.guidance,
+        device=device,
+    )
