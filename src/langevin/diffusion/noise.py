@@ -40,7 +40,8 @@ class Noise:
     """Standard normal noise for a batch of images.
 
     `initial()` is each stream's first draw and equals `torch.randn(1, C, H, W, generator=manual_seed(seed))`.
-    `step()` gives the draws after it (or those of a second stream). `between()` gives the noise of an interval of noise levels.
+    `step()` gives the draws after it, or those of a second stream. `between()` gives the noise of an interval of noise
+    levels.
     """
 
     def __init__(

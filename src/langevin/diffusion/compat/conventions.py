@@ -20,9 +20,11 @@ class Spacing(StrEnum):
     LEADING_OPEN = "leading of N+1"
     """LEADING with N+1 points, of which the lowest is left out."""
     LINSPACE = "linspace"
-    """N equal steps from T-1 to 0, fractional; a run of one step is at timestep 0."""
-    LINSPACE_ROUNDED = "linspace, rounded"
-    """LINSPACE rounded to whole timesteps, half to even."""
+    """N equal steps from T-1 to 0, both included, fractional; a run of one step is at T-1."""
+    LINSPACE_UP = "linspace, counted up"
+    """LINSPACE counted from 0 and turned round: a run of one step is at timestep 0, where hardly any noise is left."""
+    LINSPACE_UP_ROUNDED = "linspace, counted up, rounded"
+    """LINSPACE_UP rounded to whole timesteps, half to even."""
     LINSPACE_OPEN = "linspace of N+1"
     """N+1 equal steps from T-1 to 0, fractional, of which the last is left out."""
     LINSPACE_OPEN_ROUNDED = "linspace of N+1, rounded"
@@ -143,6 +145,8 @@ class SamplerRule:
     """Options of our sampler that make it that program's."""
     options_for: Mapping[Prediction, Mapping[str, Any]] = field(default_factory=dict)
     """Further ones for a model's prediction type."""
+    options_below: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """Further ones for runs of fewer steps than the key."""
     one_step: str | None = None
     """The sampler that a run of a single step amounts to, where the program treats it apart."""
     predictions: frozenset[Prediction] | None = None

@@ -48,18 +48,18 @@ def _diffusers() -> Conventions:
         common = Placement(times=Times.TABLE, prior=Prior.TOTAL, last=last)
         return {
             "leading": replace(common, spacing=Spacing.LEADING),
-            "linspace": replace(common, spacing=Spacing.LINSPACE_ROUNDED),
+            "linspace": replace(common, spacing=Spacing.LINSPACE_UP_ROUNDED),
             "trailing": replace(common, spacing=Spacing.TRAILING),
         }
 
     ddim = single(Last.SIGMA_MIN)
     ddim = {"leading": ddim["leading"], "trailing": replace(ddim["trailing"], divisors_only=True)}
 
-    # Samplers that came from k-diffusion: sigma itself is interpolated, and a curve spans the levels of LINSPACE.
+    # Samplers that came from k-diffusion: sigma itself is interpolated, and a curve spans the levels of LINSPACE_UP.
     table = Placement(between=Between.SIGMA, times=Times.TABLE)
-    curve = Placement(curve_ends=Spacing.LINSPACE)
+    curve = Placement(curve_ends=Spacing.LINSPACE_UP)
     k = {
-        "linspace": replace(table, spacing=Spacing.LINSPACE),
+        "linspace": replace(table, spacing=Spacing.LINSPACE_UP),
         "leading": replace(table, spacing=Spacing.LEADING, prior=Prior.TOTAL),
         "trailing": replace(table, spacing=Spacing.TRAILING),
     }
@@ -215,7 +215,7 @@ def _compvis() -> Conventions:
                 grids={"leading": replace(stride["leading"], fewest_steps=2)},
                 predictions=frozenset({Prediction.EPSILON}),
             ),
-            "dpmpp_2m": SamplerRule(grid="linspace", grids=closed),
+            "dpmpp_2m": SamplerRule(grid="linspace", grids=closed, options_below={15: {"first_order_final": True}}),
         },
         interval_noise=IntervalNoise.STREAM,
         whole_batch_noise=True,

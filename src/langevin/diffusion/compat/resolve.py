@@ -125,6 +125,9 @@ def resolve(
     options = dict(rule.options)
     if prediction is not None:
         options |= rule.options_for.get(prediction, {})
+    for few, further in rule.options_below.items():
+        if steps < few:
+            options |= further
     if rule.one_step is not None and steps == 1:
         sampler, options = rule.one_step, {}
     notices = [rule.notice] if rule.notice else []
@@ -214,8 +217,7 @@ def spaced(spacing: Spacing, T: int, steps: int, who: str) -> Tensor:
     """The timesteps of a run, float64, highest first."""
 
     def line(points: int) -> Tensor:
-        # One point stands at the low end, as numpy's linspace has it.
-        return torch.linspace(0, T - 1, points, dtype=torch.float64).flip(0)
+        return torch.linspace(T - 1, 0, points, dtype=torch.float64)
 
     if not 1 <= steps <= T:
         raise RequestError(f"{steps} steps are outside 1 ... {T}, the model's training timesteps ({who})")
@@ -228,8 +230,10 @@ def spaced(spacing: Spacing, T: int, steps: int, who: str) -> Tensor:
             t = (down + 1) * (T // (steps + 1)) + 1
         case Spacing.LINSPACE:
             t = line(steps)
-        case Spacing.LINSPACE_ROUNDED:
-            t = line(steps).round()
+        case Spacing.LINSPACE_UP | Spacing.LINSPACE_UP_ROUNDED:
+            t = line(steps) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+            if spacing is Spacing.LINSPACE_UP_ROUNDED:
+                t = t.round()
         case Spacing.LINSPACE_OPEN:
             t = line(steps + 1)[:-1]
         case Spacing.LINSPACE_OPEN_ROUNDED:
