@@ -100,7 +100,7 @@ def train(
                     loss, extra = objective.loss(samples, step)
                 if not torch.isfinite(loss):
                     raise NotFiniteError(
-                        f"the loss is {float(loss)} at step {step} (samples {[i for _, i in samples][:8]} ...); "
+                        f"the loss is {float(loss.detach())} at step {step} (samples {[i for _, i in samples][:8]} ...); "
                         f"the checkpoint of step {saved} is kept: lower loop.learning_rate and start again"
                     )
                 optimizer.zero_grad(set_to_none=True)

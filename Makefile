@@ -1,0 +1,31 @@
+# `make demo`: install into .venv and make a picture, offline but for the installation.
+# `make test`: the default test suite. `make test-slow`: full-size files. `make check`: lint, types, layers.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
+	@touch $@
+
+.PHONY: demo test test-slow check
+demo: $(VENV)/.installed
+	$(BIN)/langevin generate "a red apple" --output apple.png
+	@echo "the picture: $(CURDIR)/apple.png"
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,172 @@
+"""The loop on a small regression: the numbers are those of any other objective, only faster."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from langevin.errors import CheckpointError, NotFiniteError, RequestError
+from langevin.training import checkpointing
+from langevin.training.config import LoopConfig
+from langevin.training.loop import learning_rate, train
+from langevin.training.randomness import generator
+
+
+class Regression:
+    """y = W x with noise from the step's own stream."""
+
+    count = 40
+
+    def __init__(self, data: str = "a", poison: int | None = None) -> None:
+        torch.manual_seed(7)
+        self.module: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+        self.x = torch.randn(self.count, 4, generator=generator(1, "x"))
+        self.y = self.x[:, :2] * 2 - self.x[:, 2:]
+        self.facts: dict[str, Any] = {"data": data}
+        self.poison = poison
+
+    def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        index = torch.tensor([i for _, i in samples])
+        noise = 0.05 * torch.randn(len(index), 4, generator=generator(0, "noise", step))
+        loss = (self.module(self.x[index] + noise).float() - self.y[index]).square().mean()
+        if step == self.poison:
+            loss = loss * float("nan")
+        return loss, {"twice": 2 * loss.detach()}
+
+    def preview(self, module: nn.Module, path: Path) -> None:
+        path.write_bytes(b"drawn")
+
+
+CONFIG = LoopConfig(
+    steps=60, batch_size=7, learning_rate=0.02, warmup=5, save_every=10, sample_every=30, log_every=5,
+    precision="float32",
+)  # fmt: skip
+
+
+def state_of(run: Path) -> dict[str, dict[str, Tensor]]:
+    newest = run / "checkpoints" / f"{checkpointing.steps_saved(run / 'checkpoints')[-1]:08d}"
+    return {n: load_file(newest / f"{n}.safetensors") for n in ("weights", "ema", "optimizer")}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    left, right = state_of(a), state_of(b)
+    for part in left:
+        assert left[part].keys() == right[part].keys()
+        for name in left[part]:
+            assert torch.equal(left[part][name], right[part][name]), (part, name)
+
+
+def test_it_learns_and_keeps_its_papers(tmp_path: Path) -> None:
+    metrics = [s.metrics for s in train(Regression(), CONFIG, tmp_path, seed=0) if s.metrics]
+    assert metrics[-1]["loss"] < 0.1 * metrics[0]["loss"]
+    assert metrics[-1]["twice"] == pytest.approx(2 * metrics[-1]["loss"])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(5, 61, 5))
+    assert sorted(p.name for p in tmp_path.glob("preview-*.png")) == ["preview-00000030.png", "preview-00000060.png"]
+    assert checkpointing.steps_saved(tmp_path / "checkpoints") == [50, 60]
+
+
+@pytest.mark.parametrize("stop", [1, 9, 10, 23, 59])
+def test_a_stopped_run_goes_on_to_the_very_same_state(tmp_path: Path, stop: int) -> None:
+    for _ in train(Regression(), CONFIG, tmp_path / "whole", seed=0):
+        pass
+    steps = train(Regression(), CONFIG, tmp_path / "cut", seed=0)
+    for step in steps:
+        if step.step == stop:
+            steps.close()
+    assert checkpointing.steps_saved(tmp_path / "cut" / "checkpoints")[-1] == stop
+    for _ in train(Regression(), CONFIG, tmp_path / "cut", seed=0, resume=True):
+        pass
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    rows = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import tests.training.test_loop as t
+for step in t.train(t.Regression(), t.CONFIG, Path(sys.argv[1]), seed=0, resume=True):
+    if step.step == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_run_goes_on_to_the_very_same_state(tmp_path: Path) -> None:
+    for _ in train(Regression(), CONFIG, tmp_path / "whole", seed=0):
+        pass
+    root = Path(__file__).parents[2]
+    for stop in (4, 17, 38):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(stop)], cwd=root, env={
+            **os.environ, "PYTHONPATH": str(root)}, check=False)  # fmt: skip
+        assert done.returncode == -signal.SIGKILL
+    for _ in train(Regression(), CONFIG, tmp_path / "killed", seed=0, resume=True):
+        pass
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(5, 61, 5))
+
+
+def test_another_seed_or_other_data_is_not_resumed(tmp_path: Path) -> None:
+    steps = train(Regression(), CONFIG, tmp_path, seed=0)
+    next(steps)
+    steps.close()
+    with pytest.raises(CheckpointError, match="seed = 0, not 1"):
+        next(train(Regression(), CONFIG, tmp_path, seed=1, resume=True))
+    with pytest.raises(CheckpointError, match="data = 'a', not 'b'"):
+        next(train(Regression("b"), CONFIG, tmp_path, seed=0, resume=True))
+    with pytest.raises(RequestError, match="already holds a run"):
+        next(train(Regression(), CONFIG, tmp_path, seed=0))
+
+
+def test_how_often_it_saves_may_change(tmp_path: Path) -> None:
+    steps = train(Regression(), CONFIG, tmp_path, seed=0)
+    next(steps)
+    steps.close()
+    changed = CONFIG.model_copy(update={"save_every": 3, "log_every": 2, "keep": 5})
+    assert next(train(Regression(), changed, tmp_path, seed=0, resume=True)).step == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_kept(tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match="nan at step 24.*checkpoint of step 20"):
+        for _ in train(Regression(poison=24), CONFIG, tmp_path, seed=0):
+            pass
+    assert checkpointing.steps_saved(tmp_path / "checkpoints")[-1] == 20
+
+
+def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def full(*args: object, **kwargs: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # the second file of the second checkpoint
+            raise OSError(28, "No space left on device")
+        original(*args, **kwargs)  # type: ignore[arg-type]
+
+    original = checkpointing.save_file
+    monkeypatch.setattr(checkpointing, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        for _ in train(Regression(), CONFIG, tmp_path, seed=0):
+            pass
+    folder = tmp_path / "checkpoints"
+    assert checkpointing.steps_saved(folder) == [10]
+    assert [p.name for p in folder.iterdir()] == ["00000010"]
+
+
+def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:
+    rates = [learning_rate(CONFIG, s) for s in range(CONFIG.steps + 1)]
+    assert rates[0] == pytest.approx(0.02 / 5) and rates[4] == rates[5] == pytest.approx(0.02)
+    middle = 5 + (60 - 5) / 2
+    assert (rates[int(middle)] + rates[int(middle) + 1]) / 2 == pytest.approx(0.02 * (1 + 0.02) / 2, rel=1e-6)
+    assert rates[-1] == pytest.approx(0.02 * 0.02)
