@@ -25,6 +25,8 @@ from langevin.model.diffusion_model import DiffusionModel
 
 diffusers = pytest.importorskip("diffusers")
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # diffusers on numpy 2
+
 SEEDS = (3, 4)
 SHAPE = (4, 5, 6)
 STEPS = (1, 2, 5, 13, 20)
@@ -177,6 +179,11 @@ CASES: Mapping[str, tuple[str, str, str | None, dict[str, Any], dict[str, Any]]]
 }
 
 
+def refused(case: str, steps: int) -> bool:
+    """Its list of timesteps and its steps, which are always T // N, disagree."""
+    return case in ("ddim trailing", "plms trailing") and 1000 % steps != 0
+
+
 @pytest.mark.parametrize(("case", "steps"), [(c, n) for c in CASES for n in STEPS if refused(c, n)])
 def test_inconsistent_runs_are_refused(case: str, steps: int) -> None:
     sampler, _, grid, _, _ = CASES[case]
@@ -193,11 +200,6 @@ a small sigma and multiplied by a large step. Two float32 programs that do the s
 def no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def refused(case: str, steps: int) -> bool:
-    """Its list of timesteps and its steps, which are always T // N, disagree."""
-    return case in ("ddim trailing", "plms trailing") and 1000 % steps != 0
 
 
 @pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
