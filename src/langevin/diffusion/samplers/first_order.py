@@ -12,6 +12,7 @@ from torch import Tensor
 from langevin.diffusion.core import Denoiser, Estimate, Step
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.samplers.common import ancestral, intervals, toward
+from langevin.errors import RequestError
 
 
 class Variance(StrEnum):
@@ -53,7 +54,9 @@ def _ddpm_deviation(variance: Variance, s: float, s1: float, estimate: Estimate)
             return large
         case Variance.LEARNED:
             if estimate.variance_fraction is None:
-                raise ValueError("variance 'learned' needs a network that predicts it; use fixed_small or fixed_large")
+                raise RequestError(
+                    "variance 'learned' needs a network that predicts it; use fixed_small or fixed_large"
+                )
             return small * (large / small) ** estimate.variance_fraction
         case _:
             assert_never(variance)

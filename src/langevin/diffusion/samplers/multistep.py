@@ -16,6 +16,7 @@ from torch import Tensor
 from langevin.diffusion.core import Denoiser, Step
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.samplers.common import intervals, toward
+from langevin.errors import RequestError
 
 
 def lms(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, order: int = 4) -> Iterator[Step]:
@@ -25,7 +26,7 @@ def lms(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, *, order: i
     Converges with order 2: the first step can only be Euler's, and its error remains.
     """
     if not 1 <= order <= 4:
-        raise ValueError(f"order {order} of lms is out of range; it must be 1 to 4")
+        raise RequestError(f"order {order} of lms is out of range; it must be 1 to 4")
     history: list[tuple[float, Tensor]] = []
     for i, s, s1 in intervals(sigmas):
         x0 = denoiser(x, s).x0
@@ -231,7 +232,7 @@ def unipc(
     `lower_order_final` the last steps are of order ..., 2, 1, as the authors advise; the step to 0 has order 1 always.
     """
     if not 1 <= order <= 3:
-        raise ValueError(f"order {order} of unipc is out of range; it must be 1 to 3")
+        raise RequestError(f"order {order} of unipc is out of range; it must be 1 to 3")
     variant = Residual(variant)
     steps = intervals(sigmas)
     history: list[tuple[float, Tensor]] = []  # (sigma, x0) of the last steps, newest last
@@ -268,7 +269,10 @@ def _unified_step(
 
 
 def _unified_weights(nodes: Sequence[float], h: float, scale: float) -> list[float]:
-    """rho with sum_m rho_m r_m^(k-1) = k! phi_(k+1)(-h) (-h) / B for k = 1, 2, ...; one node: 1/2 (Zhao et al. 2023)."""
+    """rho with sum_m rho_m r_m^(k-1) = b_k for k = 1, 2, ...: b_k is the k-th Taylor term of the step over B(h).
+
+    For one node the authors take 1/2, to which the solution tends as h falls.
+    """
     if len(nodes) == 1:
         return [0.5]
     right, phi, factorial = [], math.expm1(-h) / -h - 1, 1.0

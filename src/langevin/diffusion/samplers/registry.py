@@ -32,6 +32,7 @@ from langevin.diffusion.samplers.single_step import (
     dpmpp_sde,
     heun,
     restart,
+    segments_fault,
 )
 from langevin.errors import RequestError
 
@@ -49,11 +50,15 @@ class Option:
     """The allowed values, where they are names."""
     low: float = -math.inf
     high: float = math.inf
+    fault: Callable[[Any], str | None] | None = None
+    """What is wrong with a value, where a list or two bounds cannot say it; None for a good one."""
 
     def check(self, sampler: str, name: str, value: Any) -> None:
         """Raises RequestError where the value is not allowed."""
         if self.choices and value not in self.choices:
             raise RequestError(f"{name} {value!r} of {sampler} is unknown; choose one of {', '.join(self.choices)}")
+        if self.fault is not None and (fault := self.fault(value)) is not None:
+            raise RequestError(f"{name} of {sampler}: {fault}")
         if isinstance(self.default, bool) and not isinstance(value, bool):
             raise RequestError(f"{name} {value!r} of {sampler} must be true or false")
         if isinstance(self.default, int | float) and not isinstance(self.default, bool):
@@ -289,7 +294,11 @@ SAMPLERS: Mapping[str, SamplerInfo] = MappingProxyType(
                 "Restart",
                 "Xu et al. 2023, arXiv:2306.14878",
                 {
-                    "segments": Option(((0.1, 2.0, 9, 1),), "each (low sigma, high sigma, steps, times)"),
+                    "segments": Option(
+                        ((0.1, 2.0, 9, 1),),
+                        "each (low sigma, high sigma, steps, times)",
+                        fault=segments_fault,
+                    ),
                     "s_noise": _S_NOISE,
                 },
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 from torch import Tensor
 
@@ -160,6 +161,19 @@ def restart(
         x = _heun_step(denoiser, x, x0, s, s1)
         level = s1
         yield Step(i, s1, x, x0)
+
+
+def segments_fault(segments: Any) -> str | None:
+    """What is wrong with the segments of `restart`, or None."""
+    try:
+        for low, high, steps, times in segments:
+            if not (0 < low < high and steps >= 1 and times >= 1 and steps == int(steps) and times == int(times)):
+                return (
+                    f"({low}, {high}, {steps}, {times}) must have 0 < low < high and whole steps, times of at least 1"
+                )
+    except (TypeError, ValueError):
+        return f"{segments!r} must be a list of (low sigma, high sigma, steps, times)"
+    return None
 
 
 def restart_walk(sigmas: Tensor, segments: Sequence[tuple[float, float, int, int]]) -> list[tuple[float, float]]:
