@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from langevin.errors import CheckpointError, RequestError
+from langevin.errors import CheckpointError, NotFiniteError, RequestError
 from langevin.model.prompt import Weighting, parse
 from langevin.model.text import TextEncoder
 from langevin.model.tokenizer import Tokenizer, _standard_vocabulary
@@ -260,6 +260,16 @@ def test_requests_that_cannot_be_met(sd1: Pair) -> None:
         sd1.ours.encode(["a"], weighting="x")
     with pytest.raises(RequestError, match="76 tokens"):
         sd1.ours.encode(["cat " * 76], long="error")
+
+
+def test_broken_network() -> None:
+    network = randomise(ClipText(ClipTextConfig(width=32, layers=1, heads=2, mlp_width=32)), 0)
+    with torch.no_grad():
+        network.text_model.embeddings.token_embedding.weight[320] = float("nan")
+    encoder = TextEncoder(network, Tokenizer.clip())
+    assert encoder.encode(["cat"]).context.isfinite().all()
+    with pytest.raises(NotFiniteError, match="float32"):
+        encoder.encode(["a cat"])
 
 
 def test_network_and_tokenizer_that_do_not_fit() -> None:

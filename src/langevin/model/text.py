@@ -9,7 +9,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from langevin.errors import CheckpointError, RequestError
+from langevin.errors import CheckpointError, NotFiniteError, RequestError
 from langevin.model.chunks import Chunk, Layout, Long, empty_chunk, layout
 from langevin.model.prompt import ParsedPrompt, Segment, Weighting, parse, schedule
 from langevin.model.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ class TextEncoder:
         Each window goes through the network by itself, and equal ones once, so that no prompt's states depend on
         which others are beside it; only the number of chunks does: a shorter prompt is filled up with empty chunks.
         Raises RequestError for a clip_skip out of bounds, for prompts that cannot be encoded, and for weights that
-        carry the states beyond float32. States that are not finite by themselves are given back as they are.
+        carry the states out of the range of their dtype; NotFiniteError where the network itself gives NaN or infinity.
         """
         if not prompts:
             raise RequestError("no prompt was given; the empty prompt is ''")
@@ -126,6 +126,11 @@ class TextEncoder:
         self.calls += 1
         device = next(self.network.parameters()).device
         states: Tensor = self.network(torch.tensor([ids], device=device), layer).states
+        if not states.isfinite().all():
+            name = str(states.dtype).removeprefix("torch.")
+            raise NotFiniteError(
+                f"the text network gave NaN or infinity in {name}: its weights are broken or too large"
+            )
         return states
 
 
@@ -152,9 +157,10 @@ def _weighted(chunk: Chunk, states: Callable[[Chunk], Tensor], empty: Chunk, wei
             weighted = z
         case _:
             assert_never(weighting)
-    if not weighted.isfinite().all() and z.isfinite().all():
+    weighted = weighted.to(plain.dtype)
+    if not weighted.isfinite().all():
         raise RequestError(
             f"prompt: its weights, {min(chunk.weights):g} to {max(chunk.weights):g}, give text states that are not "
             "finite; use weights nearer to 1"
         )
-    return weighted.to(plain.dtype)
+    return weighted
