@@ -159,3 +159,19 @@ def test_pixel_network_agrees(scale_shift_norm: bool) -> None:
         assert result.shape == (2, 6, height, width)
         assert expected.std() > 0.1
         assert difference(result, expected) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_full_width_agrees() -> None:
+    """Stable Diffusion 1.x at its real width (7 GB for the two): heads of 40, 80 and 160 channels."""
+    theirs = diffusers.UNet2DConditionModel(cross_attention_dim=768).eval()
+    randomise(theirs)
+    with torch.device("meta"):
+        ours = UNet(UNetConfig())
+    ours = ours.to_empty(device="cpu").eval()
+    copy_unet(ours, theirs)
+    z, t, context = torch.randn(1, 4, 9, 16), torch.tensor([500.5]), torch.randn(1, 77, 768)
+    with torch.no_grad():
+        expected = theirs(z, t, context).sample
+        assert expected.std() > 0.1
+        assert difference(ours(z, t, context=context), expected) < TOLERANCE

@@ -13,8 +13,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, upcast: boo
     """softmax(q k^T / sqrt(d)) v, the only attention kernel of the package.
 
     q: B heads N d; k, v: B heads M d. Returns B heads N d in q's dtype. `causal`: position n sees positions <= n.
-    `upcast`: compute in float32 whatever the inputs are. The logits of Stable Diffusion 2.1 at 768 pixels overflow
-    float16.
+    `upcast`: compute in float32 whatever the inputs are. Stable Diffusion 2.1 at 768 pixels needs it in float16.
     """
     if upcast:
         with torch.autocast(q.device.type, enabled=False):
