@@ -109,6 +109,10 @@ def test_align_your_steps_is_the_published_table_at_10_steps() -> None:
         ("exponential", 5, {"sigma_min": 0.0}, "0 < sigma_min < sigma_max must hold"),
         ("beta", 5, {"alpha": -1.0}, "alpha -1 is out of range"),
         ("quadratic", 5, {"reach": 1.5}, "reach 1.5 is out of range"),
+        ("karras", 5, {"rho": "7"}, "rho '7' of the karras grid must be a number"),
+        ("karras", 5, {"rho": None}, "rho None of the karras grid must be a number"),
+        ("linspace", 5, {"whole": 1}, "whole 1 of the linspace grid must be true or false"),
+        ("leading", 5, {"offset": True}, "offset True of the leading grid must be a number"),
         ("trailing", 1001, {}, "cannot tell 1001 steps apart"),
         ("leading", 1000, {}, "reaches timestep 1000"),
         ("leading", 1001, {}, "in steps of 0"),
@@ -163,3 +167,7 @@ def test_strength_is_continuous() -> None:
     for strength in (0.0, 1.01, -0.5):
         with pytest.raises(RequestError, match="strength"):
             truncated(grid, strength)
+
+
+def test_none_is_the_schedules_own_end() -> None:
+    assert torch.equal(make_grid("karras", SD, 5, sigma_min=None), make_grid("karras", SD, 5))

@@ -122,8 +122,8 @@ def beta(
 ) -> Tensor:
     """Quantiles of a beta distribution over sigma, dense at both ends (Lee et al. 2024, as AUTOMATIC1111 and diffusers
     read it: linear in sigma)."""
-    _bounded("alpha", alpha, 0.0, math.inf)
-    _bounded("beta", beta, 0.0, math.inf)
+    _bounded("alpha", alpha, 0.0, 100.0)
+    _bounded("beta", beta, 0.0, 100.0)
     low, high = _ends(schedule, sigma_min, sigma_max)
     return _exact_ends([low + (high - low) * inverse_incomplete_beta(r, alpha, beta) for r in ramp(steps)], high, low)
 
@@ -131,8 +131,8 @@ def beta(
 def beta_timesteps(schedule: NoiseSchedule, steps: int, *, alpha: float = 0.6, beta: float = 0.6) -> Tensor:
     """Quantiles of a beta distribution over the timesteps, at 1, 1 - 1/n, ..., 1/n and rounded: what ComfyUI calls
     "beta" (Lee et al. 2024)."""
-    _bounded("alpha", alpha, 0.0, math.inf)
-    _bounded("beta", beta, 0.0, math.inf)
+    _bounded("alpha", alpha, 0.0, 100.0)
+    _bounded("beta", beta, 0.0, 100.0)
     quantiles = [inverse_incomplete_beta(1 - i / steps, alpha, beta) for i in range(steps)]
     return schedule.sigma(_timesteps([(len(schedule) - 1) * q for q in quantiles], whole=True))
 
@@ -204,10 +204,16 @@ def make_grid(name: str, schedule: NoiseSchedule, steps: int, **options: Any) ->
     if name not in GRIDS:
         raise RequestError(f"grid {name!r} is unknown; choose one of {', '.join(GRIDS)}")
     info = GRIDS[name]
-    for option in options:
+    for option, value in options.items():
         if option not in info.options:
             known = ", ".join(info.options) or "none"
             raise RequestError(f"option {option!r} of the {name} grid is unknown; its options: {known}")
+        default = info.options[option]
+        if isinstance(default, bool) != isinstance(value, bool) or not (
+            isinstance(value, int | float) or (value is None and default is None)
+        ):
+            kind = "true or false" if isinstance(default, bool) else "a number"
+            raise RequestError(f"{option} {value!r} of the {name} grid must be {kind}")
     if steps < 1:
         raise RequestError(f"steps {steps} is too small; the least is 1")
     levels = info.levels(schedule, steps, **options)
