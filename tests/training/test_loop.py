@@ -138,7 +138,7 @@ def test_how_often_it_saves_may_change(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_kept(tmp_path: Path) -> None:
-    with pytest.raises(NotFiniteError, match="nan at step 24.*checkpoint of step 20"):
+    with pytest.raises(NotFiniteError, match=r"nan at step 24.*checkpoint of step 20"):
         for _ in train(Regression(poison=24), CONFIG, tmp_path, seed=0):
             pass
     assert checkpointing.steps_saved(tmp_path / "checkpoints")[-1] == 20

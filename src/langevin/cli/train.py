@@ -16,28 +16,54 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of the recipe.", metavar="RECIPE")],
-    data: Annotated[Path, typer.Option("--data", help="Folder with the data set's shards.", metavar="FOLDER")],
-    out: Annotated[Path, typer.Option("--out", help="Run folder: checkpoints, curves, samples.", metavar="FOLDER")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe; --list shows them.", metavar="RECIPE", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with the data set's shards.", metavar="FOLDER")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Run folder: checkpoints, curves, samples, the finished model.", metavar="FOLDER"),
+    ] = None,
     stage: Annotated[
-        list[str] | None, typer.Option("--stage", help="Only this stage; may be given several times.")
+        list[str] | None,
+        typer.Option("--stage", help="Only this stage, autoencoder, clip or diffusion; may be given several times."),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoints.")] = False,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: name=value.", metavar="NAME=VALUE")
+        list[str] | None, typer.Option("--set", help="Change a field of the recipe.", metavar="NAME=VALUE")
     ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+    list_recipes: Annotated[bool, typer.Option("--list", help="Show the recipes and leave.")] = False,
 ) -> None:
-    """Train a model by a recipe."""
-    from langevin.training.config import override
+    """Train a text-to-image model of your own: autoencoder, CLIP, denoiser; then write it as one file."""
     from langevin.training.recipes import RECIPES
+
+    if list_recipes:
+        for name, function in RECIPES.items():
+            typer.echo(f"{name}: {(function.__doc__ or '').strip().splitlines()[0]}")
+        return
+    if recipe is None or data is None or out is None:
+        raise RequestError("train needs a recipe, --data and --out: langevin train emoji --data FOLDER --out RUN")
+    if recipe not in RECIPES:
+        raise RequestError(f"recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
+
+    import torch
+
+    from langevin.training.config import override
     from langevin.training.run import run_recipe
     from langevin.training.text_to_image import STAGES
 
-    if recipe not in RECIPES:
-        raise RequestError(f"recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
     for name in stage or ():
         if name not in STAGES:
             raise RequestError(f"stage {name!r} is unknown; choose from {', '.join(STAGES)}")
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     config = override(RECIPES[recipe](), list(assignments or ()))
-    run_recipe(recipe, config, data, out, stages=tuple(stage or STAGES), device=device, resume=resume)
+    run_recipe(recipe, config, data, out, stages=stage or STAGES, device=device, resume=resume)

@@ -99,8 +99,9 @@ def train(
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     loss, extra = objective.loss(samples, step)
                 if not torch.isfinite(loss):
+                    first = [i for _, i in samples][:8]
                     raise NotFiniteError(
-                        f"the loss is {float(loss.detach())} at step {step} (samples {[i for _, i in samples][:8]} ...); "
+                        f"the loss is {float(loss.detach())} at step {step} (samples {first} ...); "
                         f"the checkpoint of step {saved} is kept: lower loop.learning_rate and start again"
                     )
                 optimizer.zero_grad(set_to_none=True)

@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import langevin
 from langevin.checkpoints.atomic import atomic_write
 from langevin.training.data import PictureSet, read_shards
+from langevin.training.export import export
 from langevin.training.plots import plot_metrics
-from langevin.training.text_to_image import STAGES, Stage, TextToImageConfig, export, train_stage
+from langevin.training.text_to_image import STAGES, Stage, TextToImageConfig, train_stage
 
 
 def run_recipe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -14,6 +14,7 @@ from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
+from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.text import TextEncoder
 from langevin.model.tokenizer import Tokenizer
@@ -86,14 +87,6 @@ Stage = Literal["autoencoder", "clip", "diffusion"]
 STAGES: tuple[Stage, ...] = ("autoencoder", "clip", "diffusion")
 
 
-class TextToImageSystem(NamedTuple):
-    """What the three stages have made."""
-
-    model: DiffusionModel
-    autoencoder: Autoencoder
-    text: TextEncoder
-
-
 def train_stage(
     config: TextToImageConfig, stage: Stage, data: PictureSet, run: Path, *, device: str, resume: bool
 ) -> Generator[TrainingStep]:
@@ -134,23 +127,30 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
 
 
-def load_system(
-    config: TextToImageConfig, data: PictureSet, run: Path, *, untrained: bool = False
-) -> TextToImageSystem:
-    """The averaged weights of a run folder's stages; the denoiser freshly made if `untrained`."""
+def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, untrained: bool = False) -> ModelBundle:
+    """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `untrained`."""
     codec = AutoencoderKL(config.autoencoder.network)
     load_ema(run / "autoencoder" / "checkpoints", codec)
     tokenizer = train_tokenizer(config, data)
     tower = ClipText(_text_config(config, tokenizer))
     clip = Clip(tower, ClipImage(config.clip.image))
     load_ema(run / "clip" / "checkpoints", clip)
-    network = UNet(config.diffusion.network)
+    part = config.diffusion
+    network = UNet(part.network)
     if not untrained:
         load_ema(run / "diffusion" / "checkpoints", network)
-    return TextToImageSystem(
-        DiffusionModel(network, NoiseSchedule.scaled_linear(), config.diffusion.prediction),
-        Autoencoder(codec, latent_scale(codec, data)),
-        TextEncoder(tower, tokenizer),
+    return ModelBundle(
+        diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
+        autoencoder=Autoencoder(codec, latent_scale(codec, data)),
+        text=TextEncoder(tower, tokenizer),
+        info=CheckpointInfo(
+            name=run.name,
+            prediction=part.prediction,
+            prediction_from="training",
+            default_size=(config.data.size, config.data.size),
+            default_steps=20,
+            default_guidance=part.guidance,
+        ),
     )
 
 
@@ -170,17 +170,18 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
     for stage, loop in (("autoencoder", config.autoencoder.loop), ("clip", config.clip.loop)):
         if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
-    state = torch.random.get_rng_state()
-    system = load_system(config, data, run, untrained=True)
-    torch.random.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]):  # the frozen parts' first weights are thrown away
+        frozen = load_trained(config, data, run, untrained=True)
     part = config.diffusion
-    system.autoencoder.network.to(device)
-    system.text.network.to(device)
-    latents = encode_all(system.autoencoder.network, data, device)
+    codec, text = frozen.autoencoder, frozen.text
+    assert codec is not None and text is not None
+    codec.network.to(device)
+    text.network.to(device)
+    latents = encode_all(codec.network, data, device)
     return DiffusionObjective(
-        DiffusionModel(UNet(part.network), system.model.schedule, part.prediction),
-        system.autoencoder,
-        system.text,
+        DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
+        codec,
+        text,
         data,
         latents,
         config.captions,

@@ -1,0 +1,113 @@
+"""The three stages on a small data set, from the command line to a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from langevin.checkpoints.loader import load_bundle
+from langevin.cli.main import run as langevin
+from langevin.training.recipes import RECIPES
+
+TINY = [
+    "data.size=32", 'data.include={"split": ["train"]}', "data.exclude={}",
+    "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]", "autoencoder.loop.steps=6",
+    "autoencoder.loop.batch_size=4", "autoencoder.loop.save_every=3", "autoencoder.loop.log_every=2",
+    "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1", "clip.text.mlp_width=64",
+    "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32", "clip.image.heads=2",
+    "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16", "clip.loop.steps=6",
+    "clip.loop.batch_size=8", "clip.loop.save_every=3", "clip.loop.log_every=2",
+    "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
+    "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
+    "diffusion.network.context_channels=32", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
+    "diffusion.loop.steps=6", "diffusion.loop.batch_size=4", "diffusion.loop.save_every=3",
+    "diffusion.loop.log_every=2",
+]  # fmt: skip
+
+
+def train(shapes: Path, out: Path, *more: str) -> int:
+    settings = [part for s in TINY for part in ("--set", s)]
+    return langevin(["train", "emoji", "--data", str(shapes), "--out", str(out), "--device", "cpu", *settings, *more])
+
+
+@pytest.fixture(scope="module")
+def run_folder(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert train(shapes, out) == 0
+    return out
+
+
+def test_a_run_leaves_papers_curves_previews_and_a_model(run_folder: Path) -> None:
+    papers = json.loads((run_folder / "run.json").read_text())
+    assert papers["recipe"] == "emoji" and papers["data"]["pictures"] == 22
+    assert papers["config"]["clip"]["text"]["width"] == 32
+    for stage in ("autoencoder", "clip", "diffusion"):
+        names = {p.name for p in (run_folder / stage).iterdir()}
+        assert {"metrics.jsonl", "metrics.png", "preview-00000006.png", "checkpoints"} <= names
+
+
+def test_the_model_file_loads_and_makes_the_picture_of_its_own_weights(run_folder: Path, tmp_path: Path) -> None:
+    path = run_folder / "model.safetensors"
+    bundle = load_bundle(path)
+    assert bundle.info.default_size == (32, 32) and bundle.info.prediction.value == "v"
+    ema = load_file(run_folder / "diffusion" / "checkpoints" / "00000006" / "ema.safetensors")
+    loaded = bundle.diffusion.network.state_dict()
+    assert loaded.keys() == ema.keys()
+    for name, value in ema.items():
+        assert torch.equal(loaded[name], value.half().float()), name
+    picture = tmp_path / "circle.png"
+    assert langevin(["generate", "a red circle", "--model", str(path), "-o", str(picture), "--steps", "2"]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_in_two_sittings_reaches_the_same_weights(run_folder: Path, shapes: Path, tmp_path: Path) -> None:
+    """Interrupted in the last stage, whose steps draw on every stream: order, captions, noise, timesteps."""
+    import langevin.training.run as command
+
+    out = tmp_path / "cut"
+    for stage in ("autoencoder", "clip"):
+        assert train(shapes, out, "--stage", stage) == 0
+    original = command.train_stage
+
+    def interrupted(*args: object, **kwargs: object) -> object:
+        import os
+        import signal
+
+        for step in original(*args, **kwargs):  # type: ignore[arg-type]
+            if step.step == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "train_stage", interrupted)
+        assert train(shapes, out, "--stage", "diffusion") == 130
+    assert train(shapes, out, "--stage", "diffusion") == 2  # it holds a run, and --resume was not said
+    assert train(shapes, out, "--stage", "diffusion", "--resume") == 0
+    assert (out / "model.safetensors").read_bytes() == (run_folder / "model.safetensors").read_bytes()
+
+
+def test_wrong_words_are_one_line_and_exit_code_2(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in [
+        (["train"], "train needs a recipe"),
+        (["train", "nonsense", "--data", str(shapes), "--out", str(tmp_path)], "recipe 'nonsense' is unknown"),
+        (["train", "emoji", "--data", str(tmp_path), "--out", str(tmp_path / "r")], "no .tar shard"),
+        (
+            ["train", "emoji", "--data", str(shapes), "--out", str(tmp_path), "--stage", "unet"],
+            "stage 'unet' is unknown",
+        ),
+    ]:
+        assert langevin(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert train(shapes, tmp_path / "r", "--stage", "diffusion") == 2
+    assert "is not finished: train --stage autoencoder first" in capsys.readouterr().err
+
+
+def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert langevin(["train", "--list"]) == 0
+    assert all(name in capsys.readouterr().out for name in RECIPES)
