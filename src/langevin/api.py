@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from langevin.checkpoints.loader import load_bundle
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.tasks.from_text import text_to_image
+from langevin.tasks.opening import open_bundle
 from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest, ModelOptions
 from langevin.tasks.runner import Result, Run, run
@@ -52,16 +52,3 @@ def load(model: str | Path | None = None, **options: Any) -> Model:
     allow_pickle. Raises RequestError for an option that does not fit, CheckpointError for a file that does not.
     """
     return Model(open_bundle(ModelOptions(model=None if model is None else str(model), **options)))
-
-
-def open_bundle(options: ModelOptions) -> ModelBundle:
-    """Loads the model that `options` name."""
-    return load_bundle(
-        options.model,
-        dtype=options.precision,
-        device=options.device,
-        prediction=options.prediction,
-        ema=options.ema,
-        allow_pickle=options.allow_pickle,
-        revision=options.revision,
-    )

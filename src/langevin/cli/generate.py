@@ -44,8 +44,8 @@ def generate(request: GenerateRequest, options: ModelOptions, output: Output = N
     request = request.changed(seed=None, count=1, seeds=seeds) if request.seeds else request.changed(seed=seeds[0])
     paths = output_paths(output, request.prompt, seeds)
 
-    from langevin.api import open_bundle
     from langevin.tasks.from_text import text_to_image
+    from langevin.tasks.opening import open_bundle
     from langevin.tasks.runner import run
 
     running = run(text_to_image(open_bundle(options), request))
@@ -72,6 +72,9 @@ def reproduce(
         str | None,
         typer.Option("--model", "-m", metavar="TEXT", help="Where the weights are now. [default: as in the picture]"),
     ] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="FILE", help="YAML or JSON that says what the weights do not.")
+    ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .ckpt, .pt and .bin files.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -87,7 +90,7 @@ def reproduce(
     from langevin.tasks.reproduce import Recipe
 
     picture, manifest = read_png(image)
-    recipe = Recipe.of(manifest, model, allow_pickle=allow_pickle)
+    recipe = Recipe.of(manifest, model, config=config, allow_pickle=allow_pickle)
     if 1 <= recipe.threads <= (os.cpu_count() or 1):
         torch.set_num_threads(recipe.threads)
     if not quiet:

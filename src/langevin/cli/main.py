@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,7 +19,7 @@ from langevin import __version__
 from langevin.errors import LangevinError
 
 # typer 0.29 carries its own copy of click: its error classes are reached through one that typer exports.
-_ClickError = typer.BadParameter.__mro__[2]
+_ClickError: Any = typer.BadParameter.__mro__[2]
 
 
 def build() -> typer.Typer:
@@ -27,7 +27,6 @@ def build() -> typer.Typer:
     app = typer.Typer(
         name="langevin",
         help="Diffusion models: make pictures, train, convert, measure.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -49,8 +48,9 @@ def build() -> typer.Typer:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and gives its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:
-        code = build()(args=None if arguments is None else list(arguments), prog_name="langevin", standalone_mode=False)
+        code = build()(args=arguments, prog_name="langevin", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
@@ -63,9 +63,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except _ClickError as error:
-        message = error.format_message()  # type: ignore[attr-defined]
-        if not message:
-            return 0
+        message = error.format_message()
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "langevin"
         return _complain(f"{_first_lower(message.rstrip('.'))}; see {where} --help")

@@ -11,7 +11,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from langevin.errors import RequestError
-from langevin.tasks.options import Options, bounds, choices, show
+from langevin.tasks.options import Options, Shown, bounds, choices, show
+
+_MOST_IN_METAVAR = 6
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
@@ -80,8 +82,7 @@ def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Paramet
     if positional:
         info = typer.Argument(help=text, metavar=name.upper(), show_default=False)
     else:
-        extra = field.json_schema_extra
-        short = [extra["flag"]] if isinstance(extra, dict) and "flag" in extra else []
+        short = [shown.flag] if (shown := _shown(field)).flag else []
         flag = f"--{name.replace('_', '-')}"
         info = typer.Option(flag, *short, help=text, metavar=_metavar(field, shape), show_default=False)
     default: Any = inspect.Parameter.empty if field.is_required() else False if kind is bool else None
@@ -93,16 +94,22 @@ def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Paramet
 
 def _help(field: FieldInfo, shape: _Shape) -> str:
     text = (field.description or "").rstrip(".")
+    words = choices(field.annotation)
+    if len(words) > _MOST_IN_METAVAR:
+        text = f"{text}: {', '.join(words)}"
     notes = []
     low, high = bounds(field)
     if low is not None and high is not None and high < 2**63:
         notes.append(f"{low} to {high}")
-    extra = field.json_schema_extra
-    if isinstance(extra, dict) and "default" in extra:
-        notes.append(f"default: {extra['default']}")
+    if shown := _shown(field).default:
+        notes.append(f"default: {shown}")
     elif not field.is_required() and shape.kind is not bool and field.default not in (None, ""):
         notes.append(f"default: {field.default}")
     return f"{text}. [{'; '.join(notes)}]" if notes else f"{text}."
+
+
+def _shown(field: FieldInfo) -> Shown:
+    return next((item for item in field.metadata if isinstance(item, Shown)), Shown())
 
 
 def _metavar(field: FieldInfo, shape: _Shape) -> str | None:
@@ -111,7 +118,7 @@ def _metavar(field: FieldInfo, shape: _Shape) -> str | None:
     if shape.mapping:
         return "NAME=VALUE"
     words = choices(field.annotation)
-    if words and len(words) <= 6:
+    if words and len(words) <= _MOST_IN_METAVAR:
         return "|".join(words)
     letter = {int: "N", float: "X", str: "TEXT"}[shape.kind]
     return f"{letter},{letter}..." if shape.many else letter

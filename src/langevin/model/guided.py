@@ -8,7 +8,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from langevin.diffusion.core import Denoiser, Estimate
-from langevin.diffusion.guidance import combine
+from langevin.diffusion.guidance import combine_in
+from langevin.diffusion.prediction import Prediction
+from langevin.errors import RequestError
 from langevin.model.conditioning import Conditioning, concatenate
 from langevin.model.diffusion_model import DiffusionModel
 
@@ -29,24 +31,26 @@ def guided_model(
     scale: float,
     rescale: float = 0.0,
     interval: tuple[float, float] = (0.0, math.inf),
+    space: Prediction = Prediction.X0,
 ) -> Denoiser:
     """Classifier-free guidance with one network call on 2 B images (Ho & Salimans 2022).
 
-    Formed on x0 as `uncond + scale (cond - uncond)`, which is the same on eps or v; `rescale` in [0, 1] is the share
-    of the standard deviation brought back (Lin et al. 2024, section 3.4). At `scale` 1 and at noise levels outside
-    `interval` (sigma low, sigma high; Kynkaanniemi et al. 2024) only the conditional half is computed.
+    The same as `langevin.diffusion.guidance.guided` of two denoisers, which documents the arguments: at `scale` 1 and
+    unless low < sigma <= high only the conditional half is computed.
     """
     low, high = interval
+    if not 0 <= low <= high:
+        raise RequestError(f"guidance interval {low:g} to {high:g} is empty; it must be 0 <= low <= high, in sigma")
     plain = conditioned(model, cond)
 
     def denoiser(x: Tensor, sigma: float) -> Estimate:
-        if scale == 1 or not low <= sigma <= high:
+        if scale == 1 or not low < sigma <= high:
             return plain(x, sigma)
         n = len(x)
         both = concatenate([repeated(uncond, n), repeated(cond, n)])
         estimate = model.denoise(x.repeat(2, 1, 1, 1), sigma, both)
         fraction = estimate.variance_fraction
-        x0 = combine(estimate.x0[n:], estimate.x0[:n], scale, rescale)
+        x0 = combine_in(space, estimate.x0[n:], estimate.x0[:n], x, sigma, scale, rescale)
         return Estimate(x0, None if fraction is None else fraction[n:])
 
     return denoiser
@@ -55,17 +59,20 @@ def guided_model(
 def repeated(cond: Conditioning, count: int) -> Conditioning:
     """A conditioning of one image as that of `count` images; one that already has `count` is given back."""
 
-    def stretch(value: Tensor | None) -> Tensor | None:
-        if value is None or len(value) == count:
+    def stretched(value: Tensor) -> Tensor:
+        if len(value) == count:
             return value
         if len(value) != 1:
             raise ValueError(f"a conditioning of {len(value)} images cannot serve {count}")
         return value.expand(count, *value.shape[1:])
+
+    def stretch(value: Tensor | None) -> Tensor | None:
+        return None if value is None else stretched(value)
 
     return replace(
         cond,
         context=stretch(cond.context),
         labels=stretch(cond.labels),
         concat=stretch(cond.concat),
-        controls=tuple(replace(c, features=stretch(c.features)) for c in cond.controls),
+        controls=tuple(replace(c, features=stretched(c.features)) for c in cond.controls),
     )

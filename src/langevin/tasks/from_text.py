@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from langevin.diffusion.compat import COMPAT, Resolved, resolve
-from langevin.diffusion.core import Denoiser, Estimate
+from langevin.diffusion.core import Denoiser
 from langevin.diffusion.grids import custom_grid
+from langevin.diffusion.guidance import switch_at
 from langevin.diffusion.noise import Noise
+from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.samplers import SAMPLERS
 from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
@@ -77,7 +79,13 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
             if autoencoder.dtype != torch.float32
             else None
         ),
-        notices=(*bundle.info.notices, *numbers.notices, *_size_notices(width, height, f), *texts.notices),
+        notices=(
+            *bundle.info.notices,
+            *numbers.notices,
+            *_size_notices(width, height, f),
+            *texts.notices,
+            *_idle_notices(request),
+        ),
         record={
             "task": "text-to-image",
             "sampler": {"name": numbers.sampler, **options},
@@ -165,20 +173,15 @@ def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest) -> 
     """Guidance around the model; with switches in the prompts, that of the noise level's texts."""
     scale = 1.0 if request.guidance is None else request.guidance
     interval = request.guidance_interval or (0.0, math.inf)
+    space = Prediction.X0
+    if request.compat == "diffusers":
+        space = model.prediction  # where it measures what rescaling brings back
+        scale = max(scale, 1.0)  # below 1 it does not guide at all
     parts = [
-        (start, guided_model(model, cond, uncond, scale, request.rescale, interval))
+        (start, guided_model(model, cond, uncond, scale, request.rescale, interval, space))
         for start, cond, uncond in texts.conditionings
     ]
-
-    def denoiser(x: Tensor, sigma: float) -> Estimate:
-        current = parts[0][1]
-        for start, part in parts[1:]:
-            # Levels pass through a float64 tensor on their way: equal up to its last bits.
-            if sigma <= start * (1 + 1e-9):
-                current = part
-        return current(x, sigma)
-
-    return parts[0][1] if len(parts) == 1 else denoiser
+    return parts[0][1] if len(parts) == 1 else switch_at(parts[0][1], *parts[1:])
 
 
 def _decode(autoencoder: Autoencoder, height: int, width: int) -> Decode:
@@ -197,3 +200,15 @@ def _size_notices(width: int, height: int, factor: int) -> list[str]:
         return []
     w, h = -(-width // factor) * factor, -(-height // factor) * factor
     return [f"{width} x {height} is not a multiple of {factor}: computed at {w} x {h} and cut"]
+
+
+def _idle_notices(request: GenerateRequest) -> list[str]:
+    """Options that were given and have no effect, and pictures that another program would make otherwise."""
+    notices = []
+    if request.negative and request.guidance == 1:
+        notices.append("guidance is 1: the negative prompt has no effect")
+    if len(request.image_seeds()) > 1 and COMPAT[request.compat].whole_batch_noise:
+        notices.append(
+            f"{request.compat} draws the noise of a whole batch from one seed: only picture 0 is the same as there"
+        )
+    return notices

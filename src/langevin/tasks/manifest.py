@@ -63,7 +63,7 @@ def describe(bundle: ModelBundle) -> dict[str, Any]:
     """A model, for a manifest: what it is and the SHA-256 of every file its weights came from. Local folders are not
     named, since pictures are passed on."""
     info = bundle.info
-    source = info.source if info.source.startswith("hub:") else Path(info.source).name
+    source = info.source if info.source.startswith(("hub:", "package:")) else Path(info.source).name
     return {
         "name": info.name,
         "source": source,

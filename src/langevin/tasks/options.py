@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -18,6 +19,16 @@ def _tuple_of_list(value: Any) -> Any:
 
 FromList = BeforeValidator(_tuple_of_list)
 """Lets a list stand where a tuple is asked for."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the command line shows a field."""
+
+    default: str | None = None
+    """What stands for the default in words, where it is decided later."""
+    flag: str | None = None
+    """A short form, as -n."""
 
 
 class Options(BaseModel):

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from langevin.errors import NotFiniteError
 from langevin.model.conditioning import Conditioning
-from langevin.model.precision import float32_conditioning, float32_copy, is_finite
+from langevin.model.precision import float32_conditioning, float32_copy
 from langevin.model.prompt import Weighting, schedule, thresholds
 from langevin.model.text import EncodedText, TextEncoder
 from langevin.tasks.request import GenerateRequest
@@ -66,7 +67,7 @@ def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, si
             name: [
                 {
                     "from_sigma": None if math.isinf(start) else start,
-                    "ids": [int(i) for i in encoded.token_ids[distinct.index(words)]],
+                    "ids": list(encoded.token_ids[distinct.index(words)]),
                 }
                 for start, words in steps
             ]
@@ -85,13 +86,16 @@ def _encode(text: TextEncoder, prompts: list[str], request: GenerateRequest) -> 
             long=request.long or "chunk",
         )
 
-    encoded = encode(text)
-    if is_finite(encoded.context):
-        return encoded, []
     half = next(text.network.parameters()).dtype
+    try:
+        return encode(text), []
+    except NotFiniteError:
+        if half == torch.float32:
+            raise
     wide = copy.copy(text)
     wide.network = float32_copy(text.network)
-    encoded = encode(wide)
-    if not is_finite(encoded.context):
-        raise NotFiniteError("the text encoder gave NaN or infinity in float32: the weights are broken")
-    return encoded, [f"the text encoder gave NaN or infinity in {str(half).removeprefix('torch.')}; it ran in float32"]
+    return encode(wide), [f"the text encoder gave NaN or infinity in {_name(half)}; it ran in float32"]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

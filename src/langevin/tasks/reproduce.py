@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from langevin.checkpoints.loader import load_bundle
 from langevin.errors import CheckpointError, DataError, RequestError
 from langevin.images.png import pixels_sha256
 from langevin.model.bundle import ModelBundle
 from langevin.tasks.from_text import text_to_image
+from langevin.tasks.opening import open_bundle
 from langevin.tasks.request import GenerateRequest, ModelOptions
 from langevin.tasks.runner import Run, run
 
@@ -37,11 +37,18 @@ class Recipe:
     versions: Mapping[str, str]
 
     @classmethod
-    def of(cls, manifest: Mapping[str, Any], model: str | None = None, *, allow_pickle: bool = False) -> Recipe:
+    def of(
+        cls,
+        manifest: Mapping[str, Any],
+        model: str | None = None,
+        *,
+        config: str | None = None,
+        allow_pickle: bool = False,
+    ) -> Recipe:
         """Reads a manifest. `model` says where the weights are, in place of what the manifest says.
 
         Raises DataError where the manifest lacks something or is malformed, RequestError where its options are out of
-        bounds or the weights are not where it says.
+        bounds.
         """
         try:
             picture, source, versions = manifest["picture"], manifest["model"], manifest["versions"]
@@ -58,6 +65,7 @@ class Recipe:
                     device=manifest["device"],
                     revision=source["revision"] if model is None else None,
                     prediction=source["prediction"],
+                    config=config,
                     ema="yes" if source["weights"] == "ema" else "auto",
                     allow_pickle=allow_pickle,
                 ),
@@ -74,15 +82,7 @@ class Recipe:
 
     def open(self) -> ModelBundle:
         """Loads the model. Raises CheckpointError where its files are not those that made the picture."""
-        bundle = load_bundle(
-            self.model.model,
-            dtype=self.model.precision,
-            device=self.model.device,
-            prediction=self.model.prediction,
-            ema=self.model.ema,
-            allow_pickle=self.model.allow_pickle,
-            revision=self.model.revision,
-        )
+        bundle = open_bundle(self.model)
         found = tuple(sorted(file.sha256 for file in bundle.info.files))
         if found != self.files:
             first = next(iter(set(self.files) - set(found)), "none")
@@ -137,6 +137,4 @@ def _whereabouts(source: Mapping[str, Any]) -> str | None:
         return None
     if name.startswith("hub:"):
         return name.removeprefix("hub:")
-    if not Path(name).exists():
-        raise RequestError(f"the weights are named {name!r}, which is not in this folder: say where with --model")
-    return name
+    return Path(name).name  # a picture may name a file, not a place

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from langevin.errors import RequestError
-from langevin.tasks.options import FromList, Options, show
+from langevin.tasks.options import FromList, Options, Shown, show
 
 SamplerName = Literal[
     "ddpm",
@@ -66,29 +66,27 @@ Pixels = Annotated[int, Field(ge=SIZES[0], le=SIZES[1])]
 Sigma = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
-BY_MODEL = {"default": "the model's"}
-BY_COMPAT = {"default": "the compat preset's"}
+_BY_MODEL = "the model's"
+_BY_COMPAT = "the compat preset's"
 
 
 class ModelOptions(Options):
     """Which model, and how it is held in memory."""
 
-    model: str | None = Field(
+    model: Annotated[str | None, Shown("the model inside the package", "-m")] = Field(
         None,
-        description="Weights: a single file, a diffusers folder or a Hub id (owner/name).",
-        json_schema_extra={"default": "the model inside the package", "flag": "-m"},
+        description="Weights: a file, a diffusers folder, a name in $LANGEVIN_MODELS or a Hub id (owner/name).",
     )
     dtype: Literal["float32", "float16", "bfloat16", "fp32", "fp16", "bf16"] = Field(
         "float32", description="Precision of the networks."
     )
-    device: str = Field("cpu", description="Where the networks run: cpu, cuda, cuda:1, mps ...", max_length=40)
-    revision: str | None = Field(
-        None, description="Branch, tag or commit of a Hub id.", json_schema_extra={"default": "main"}
+    device: str = Field("cpu", description="Where the networks run: cpu, cuda, cuda:1 or mps.", max_length=40)
+    revision: Annotated[str | None, Shown("main")] = Field(None, description="Branch, tag or commit of a Hub id.")
+    config: Annotated[str | None, Shown("none")] = Field(
+        None, description="YAML or JSON file that says what the weights do not."
     )
-    prediction: Literal["epsilon", "v", "x0"] | None = Field(
-        None,
-        description="What the network predicts, for files that do not say it.",
-        json_schema_extra={"default": "what the file says"},
+    prediction: Annotated[Literal["epsilon", "v", "x0"] | None, Shown("what the file says")] = Field(
+        None, description="What the network predicts, for files that do not say it."
     )
     ema: Literal["auto", "yes", "no"] = Field(
         "auto", description="Take the averaged (EMA) weights of a file that has both; auto does when it has them."
@@ -115,55 +113,53 @@ class GenerateRequest(Options):
         max_length=20_000,
     )
     negative: str = Field("", description="What to keep away from.", max_length=20_000)
-    width: Pixels | None = Field(None, description="Width in pixels, any number.", json_schema_extra=BY_MODEL)
-    height: Pixels | None = Field(None, description="Height in pixels, any number.", json_schema_extra=BY_MODEL)
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
-        None, description="Intervals of the sigma grid.", json_schema_extra=BY_MODEL
+    width: Annotated[Pixels | None, Shown(_BY_MODEL)] = Field(None, description="Width in pixels, any number.")
+    height: Annotated[Pixels | None, Shown(_BY_MODEL)] = Field(None, description="Height in pixels, any number.")
+    steps: Annotated[Annotated[int, Field(ge=1, le=MAX_STEPS)] | None, Shown(_BY_MODEL)] = Field(
+        None, description="Intervals of the sigma grid."
     )
-    sampler: SamplerName | None = Field(None, description="Solver.", json_schema_extra=BY_MODEL)
-    schedule: GridName | None = Field(None, description="How the noise levels are spaced.", json_schema_extra=BY_COMPAT)
+    sampler: Annotated[SamplerName | None, Shown("dpmpp_2m")] = Field(None, description="Solver.")
+    schedule: Annotated[GridName | None, Shown(_BY_COMPAT)] = Field(
+        None, description="How the noise levels are spaced."
+    )
     sigmas: Annotated[tuple[Sigma, ...], Field(min_length=2, max_length=MAX_STEPS + 1), FromList] | None = Field(
         None, description="The noise levels themselves, descending (instead of steps and schedule)."
     )
-    eta: Annotated[float, Field(ge=0, le=10)] | None = Field(
-        None, description="Share of fresh noise, for samplers that have it.", json_schema_extra={"default": "sampler's"}
+    eta: Annotated[Annotated[float, Field(ge=0, le=10)] | None, Shown("the sampler's")] = Field(
+        None, description="Share of fresh noise, for samplers that have it."
     )
-    sampler_options: dict[str, float | int | bool | str] = Field(
-        {}, description="Further options of the sampler, as name=value.", json_schema_extra={"default": "none"}
+    sampler_options: Annotated[dict[str, float | int | bool | str], Shown("none")] = Field(
+        {}, description="Further options of the sampler, as name=value."
     )
-    guidance: Annotated[float, Field(ge=0, le=100)] | None = Field(
-        None, description="Weight of classifier-free guidance; 1 is none.", json_schema_extra={**BY_MODEL, "flag": "-g"}
+    guidance: Annotated[Annotated[float, Field(ge=0, le=100)] | None, Shown(_BY_MODEL, "-g")] = Field(
+        None, description="Weight of classifier-free guidance; 1 is none."
     )
     rescale: float = Field(
         0.0, ge=0, le=1, description="Share of guidance rescaling (Lin et al. 2024): 0 is none, 0.7 usual."
     )
-    guidance_interval: Annotated[tuple[Sigma, Sigma], FromList] | None = Field(
-        None, description="Guide only at noise levels LOW to HIGH (sigma).", json_schema_extra={"default": "everywhere"}
+    guidance_interval: Annotated[Annotated[tuple[Sigma, Sigma], FromList] | None, Shown("everywhere")] = Field(
+        None, description="Guide only at noise levels LOW to HIGH (sigma)."
     )
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(
-        None,
-        description="Seed of the first picture; picture i has seed + i. -1 is random.",
-        json_schema_extra={"default": "random", "flag": "-s"},
+    seed: Annotated[Annotated[int, Field(ge=-1, le=MAX_SEED)] | None, Shown("random", "-s")] = Field(
+        None, description="Seed of the first picture; picture i has seed + i. -1 is random."
     )
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=MAX_COUNT), FromList] | None = Field(
         None, description="One seed a picture (instead of seed and count)."
     )
-    count: int = Field(1, ge=1, le=MAX_COUNT, description="How many pictures.", json_schema_extra={"flag": "-n"})
+    count: Annotated[int, Shown(flag="-n")] = Field(1, ge=1, le=MAX_COUNT, description="How many pictures.")
     mode: Literal["exact", "fast"] = Field(
         "exact",
         description="exact: a picture does not depend on its batch. fast: several at a time through the network.",
     )
-    batch_size: Annotated[int, Field(ge=1, le=256)] | None = Field(
-        None, description="Pictures at a time in fast mode.", json_schema_extra={"default": "4"}
+    batch_size: Annotated[Annotated[int, Field(ge=1, le=256)] | None, Shown("4")] = Field(
+        None, description="Pictures at a time in fast mode."
     )
-    clip_skip: int = Field(0, ge=0, le=11, description="Text layers left out, beyond what the model leaves out.")
-    weighting: Literal["a1111", "comfyui", "none"] | None = Field(
-        None, description="How weights in the prompt act; none takes brackets literally.", json_schema_extra=BY_COMPAT
+    clip_skip: int = Field(0, ge=0, le=30, description="Text layers left out, beyond what the model leaves out.")
+    weighting: Annotated[Literal["a1111", "comfyui", "none"] | None, Shown(_BY_COMPAT)] = Field(
+        None, description="How weights in the prompt act; none takes brackets literally."
     )
-    long: Literal["chunk", "truncate", "error"] | None = Field(
-        None,
-        description="A prompt longer than the text network's window: in chunks, cut, or refused.",
-        json_schema_extra=BY_COMPAT,
+    long: Annotated[Literal["chunk", "truncate", "error"] | None, Shown(_BY_COMPAT)] = Field(
+        None, description="A prompt longer than the text network's window: in chunks, cut, or refused."
     )
     compat: CompatName = Field(
         "langevin", description="By whose conventions: the same seed gives that program's picture."

@@ -1,0 +1,44 @@
+"""Loads the model that options name."""
+
+from __future__ import annotations
+
+from typing import Literal, assert_never
+
+import torch
+
+from langevin.checkpoints.loader import load_bundle
+from langevin.errors import RequestError
+from langevin.model.bundle import ModelBundle
+from langevin.tasks.request import ModelOptions
+
+
+def open_bundle(options: ModelOptions) -> ModelBundle:
+    """The model, ready to run. Raises RequestError where the device is not here, CheckpointError as the loader does."""
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError):  # torch says it either way
+        raise RequestError(
+            f"device {options.device!r} is not available with torch {torch.__version__} here: use cpu or another"
+        ) from None
+    return load_bundle(
+        options.model,
+        dtype=options.precision,
+        device=options.device,
+        prediction=options.prediction,
+        config=options.config,
+        ema=_ema(options.ema),
+        allow_pickle=options.allow_pickle,
+        revision=options.revision,
+    )
+
+
+def _ema(choice: Literal["auto", "yes", "no"]) -> bool | Literal["auto"]:
+    match choice:
+        case "auto":
+            return "auto"
+        case "yes":
+            return True
+        case "no":
+            return False
+        case _:
+            assert_never(choice)

@@ -1,0 +1,91 @@
+"""What tests of several folders share: whole models, tiny and random, made in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from langevin.diffusion.prediction import Prediction
+from langevin.diffusion.schedule import NoiseSchedule
+from langevin.model.autoencoder import Autoencoder
+from langevin.model.bundle import CheckpointInfo, ModelBundle
+from langevin.model.diffusion_model import DiffusionModel
+from langevin.model.text import TextEncoder
+from langevin.model.tokenizer import Tokenizer
+from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
+from langevin.networks.clip import ClipText, ClipTextConfig
+from langevin.networks.unet import UNet, UNetConfig
+
+MakeBundle = Callable[..., ModelBundle]
+
+
+def randomise(network: nn.Module, seed: int) -> nn.Module:
+    """Weights that make every part matter: layers that start at zero would hide the rest."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise * parameter[0].numel() ** -0.5)
+            else:
+                parameter.add_(0.1 * noise)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a red apple", "a blue house", "a cat and a dog"] * 3, 520)
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tokenizer: Tokenizer) -> MakeBundle:
+    """make_bundle(prediction=..., dtype=...): a whole text-to-image model with f4 latents, about 0.5 M parameters."""
+
+    def make(prediction: str = "epsilon", dtype: torch.dtype = torch.float32, seed: int = 0) -> ModelBundle:
+        unet = UNet(
+            UNetConfig(
+                model_channels=32,
+                channel_mult=(1, 2),
+                num_res_blocks=1,
+                attention_levels=(True, False),
+                num_heads=2,
+                context_channels=32,
+            )
+        )
+        vae = AutoencoderKL(AutoencoderConfig(base_channels=32, channel_mult=(1, 1, 1), num_res_blocks=1))
+        clip = ClipText(
+            ClipTextConfig(
+                vocabulary=len(tokenizer),
+                width=32,
+                layers=2,
+                heads=2,
+                mlp_width=64,
+                positions=tokenizer.max_length,
+                eos_token=tokenizer.eos,
+            )
+        )
+        for i, network in enumerate((unet, vae, clip)):
+            randomise(network, 10 * seed + i).to(dtype)
+        return ModelBundle(
+            diffusion=DiffusionModel(unet, NoiseSchedule.scaled_linear(), Prediction(prediction)),
+            autoencoder=Autoencoder(vae, 0.18215),
+            text=TextEncoder(clip, tokenizer),
+            info=CheckpointInfo(
+                name="tiny",
+                prediction=Prediction(prediction),
+                default_size=(32, 32),
+                default_steps=4,
+                default_guidance=5.0,
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: MakeBundle) -> ModelBundle:
+    """One such model for tests that do not change it."""
+    return make_bundle()
