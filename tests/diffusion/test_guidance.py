@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from known_denoisers import SHAPE, gaussian, noise64, wavy
+from tests.diffusion.known_denoisers import SHAPE, gaussian, noise64, wavy
 from torch import Tensor
 
 from langevin.diffusion.core import Denoiser, Estimate

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from known_denoisers import noise64, wavy
+from tests.diffusion.known_denoisers import noise64, wavy
 from torch import Tensor
 
 from langevin.diffusion.core import Denoiser, Estimate

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from known_denoisers import noise64
+from tests.diffusion.known_denoisers import noise64
 from torch import Tensor
 
 from langevin.diffusion.core import Denoiser, Estimate

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from known_denoisers import SHAPE, gaussian, gaussian_flow, noise64, wavy
+from tests.diffusion.known_denoisers import SHAPE, gaussian, gaussian_flow, noise64, wavy
 from torch import Tensor
 
 from langevin.diffusion.core import Estimate

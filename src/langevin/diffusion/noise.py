@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import assert_never
@@ -66,7 +67,7 @@ class Noise:
         for seed in seeds:
             if not 0 <= seed < SEED_LIMIT:
                 raise RequestError(f"seed {seed} is out of range; seeds are whole numbers from 0 to {SEED_LIMIT - 1}")
-        self.seeds = tuple(int(seed) for seed in seeds)
+        self.seeds = tuple(operator.index(seed) for seed in seeds)  # refuses 1.5 instead of cutting it
         self.shape = tuple(shape)
         self.device = torch.device(device)
         self.dtype = dtype
