@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import torch
-from network_pairs import difference
+from tests.networks.network_pairs import difference
 
 import langevin
 from langevin.networks.attention import AttentionBlock, attend, merge_heads, split_heads

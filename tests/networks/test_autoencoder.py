@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from network_pairs import copy_autoencoder, difference, randomise
+from tests.networks.network_pairs import copy_autoencoder, difference, randomise
 
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from network_pairs import difference, randomise
+from tests.networks.network_pairs import difference, randomise
 
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from network_pairs import copy_controlnet, difference, randomise
+from tests.networks.network_pairs import copy_controlnet, difference, randomise
 
 from langevin.networks.controlnet import ControlNet
 from langevin.networks.unet import UNet, UNetConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from network_pairs import difference, randomise
+from tests.networks.network_pairs import difference, randomise
 from torch import Tensor
 
 from langevin.networks import attention
