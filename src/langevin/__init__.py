@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from langevin.tasks.request import GenerateRequest, ModelOptions
     from langevin.tasks.runner import Result, run
 
-__version__ = "0.1.0"
+from langevin.version import __version__
 
 __all__ = [
     "CheckpointError",

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from langevin import __version__
 from langevin.images.parameters import parameters_text
 from langevin.images.png import pixels_sha256
 from langevin.model.bundle import ModelBundle
+from langevin.version import __version__
 
 if TYPE_CHECKING:
     from langevin.tasks.plan import Plan

@@ -13,12 +13,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-import langevin
 from langevin.checkpoints.atomic import atomic_write
 from langevin.training.data import PictureSet, read_shards
 from langevin.training.export import export
 from langevin.training.plots import plot_metrics
 from langevin.training.text_to_image import STAGES, Stage, TextToImageConfig, train_stage
+from langevin.version import __version__
 
 
 def run_recipe(
@@ -46,7 +46,7 @@ def run_recipe(
         "config": config.model_dump(mode="json"),
         "data": {"pictures": len(pictures), "fingerprint": pictures.fingerprint},
         "environment": {
-            "langevin": langevin.__version__,
+            "langevin": __version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
             "machine": platform.machine(),
