@@ -48,6 +48,10 @@ class FileLayout:
     """Its metadata, in order."""
     unet: Weights = "plain"
     """Under which names the U-Net's weights lay: `model.diffusion_model.*` or `model_ema.*`."""
+    text: Literal["clip", "clip-short", "openclip"] = "clip"
+    """How the text tower was named: Hugging Face's way, the same without "text_model.", or OpenCLIP's way."""
+    complete: bool = False
+    """The file told all of this model by itself: nothing was given from beside it, and nothing changed since."""
 
 
 @dataclass(frozen=True, kw_only=True)

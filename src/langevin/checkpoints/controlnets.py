@@ -1,0 +1,137 @@
+"""ControlNet files: the original layout (alone, bare, or inside a whole model) and diffusers' folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from langevin.checkpoints import diffusers_configs as configs
+from langevin.checkpoints import hub, places
+from langevin.checkpoints.atomic import atomic_folder
+from langevin.checkpoints.jsonfile import Fields
+from langevin.checkpoints.recognise import CONTROL, Kind, recognise
+from langevin.checkpoints.safetensors_file import write_safetensors
+from langevin.checkpoints.shapes import UnknownArchitectureError, controlnet_shape
+from langevin.checkpoints.tensorfile import TensorFile, in_words
+from langevin.checkpoints.transfer import WORDS, Outgoing, Part, fit
+from langevin.checkpoints.weightfiles import open_weights, variants
+from langevin.errors import CheckpointError
+from langevin.networks.controlnet import ControlNet
+from langevin.networks.unet import UNetConfig
+
+_CONFIG = "config.json"
+_STEM = "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True, eq=False)
+class ControlCheckpoint:
+    """Where a ControlNet's tensors lie."""
+
+    label: str
+    config: UNetConfig
+    hint_channels: int
+    part: Part
+
+    def network(self) -> ControlNet:
+        """On the meta device."""
+        with torch.device("meta"):
+            return ControlNet(self.config, self.hint_channels)
+
+
+def is_control_folder(path: Path) -> bool:
+    return (path / _CONFIG).is_file()
+
+
+def open_control_folder(path: Path, *, allow_pickle: bool = False, half: bool = False) -> ControlCheckpoint:
+    """A diffusers ControlNet folder. CheckpointError where it is something else or incomplete."""
+    config, hint_channels = configs.read_controlnet(Fields.of(path / _CONFIG))
+    file = open_weights(path, _STEM, variants(half=half, non_ema=False), allow_pickle=allow_pickle)
+    network = _on_meta(config, hint_channels)
+    laid = places.diffusers_controlnet(network.state_dict(), config)
+    return ControlCheckpoint(str(path), config, hint_channels, fit(WORDS["control"], network, file, laid, file.tensors))
+
+
+def open_control_file(file: TensorFile, *, config: UNetConfig | None = None) -> ControlCheckpoint:
+    """An original ControlNet file: `control_model.*`, bare names, or beside a whole model.
+
+    config: the architecture, where the file's context is of a width whose heads are not known by convention.
+    """
+    contents = recognise(file.tensors)
+    if "control" not in contents.parts:
+        raise CheckpointError(f"{file.label}: {contents.words}; expected a ControlNet")
+    if contents.unknown:
+        hint = " (its weights are differences to a base model)" if "difference" in contents.unknown else ""
+        raise CheckpointError(
+            f"{file.label}: {len(contents.unknown)} tensors do not belong in a ControlNet file "
+            f"({in_words(contents.unknown)}){hint}"
+        )
+    prefix, tensors = contents.prefixes["control"], contents.parts["control"]
+    try:
+        shape, hint_channels = controlnet_shape(tensors)
+        if config is None:
+            config = _with_known_heads(shape, file.label)
+    except UnknownArchitectureError as error:
+        raise CheckpointError(f"{file.label}: {error}; expected a ControlNet for Stable Diffusion 1.x / 2.x") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file.label}: an impossible architecture: {error}") from None
+    network = _on_meta(config, hint_channels)
+    laid = places.identity(network.state_dict(), prefix)
+    part = fit(WORDS["control"], network, file, laid, [prefix + name for name in tensors])
+    return ControlCheckpoint(file.label, config, hint_channels, part)
+
+
+def _with_known_heads(shape: dict[str, object], label: str) -> UNetConfig:
+    if shape["num_heads"] is None and shape["head_channels"] is None:
+        raise CheckpointError(
+            f"{label}: the number of attention heads cannot be told from the weights (context of "
+            f"{shape['context_channels']} channels; 768 and 1024 are known); a diffusers folder states it"
+        )
+    return UNetConfig(**shape)  # type: ignore[arg-type]
+
+
+def _on_meta(config: UNetConfig, hint_channels: int) -> ControlNet:
+    with torch.device("meta"):
+        return ControlNet(config, hint_channels)
+
+
+def write_control_file(
+    control: ControlCheckpoint, path: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Write the original layout: `control_model.*` alone."""
+    outgoing = Outgoing(control.part, places.identity(control.part.places, CONTROL), dtype)
+    write_safetensors(path, outgoing.tensors, outgoing.read, metadata=[("format", "pt")], overwrite=overwrite)
+
+
+def write_control_folder(
+    control: ControlCheckpoint, path: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Write a diffusers folder."""
+    outgoing = Outgoing(control.part, places.diffusers_controlnet(control.part.places, control.config), dtype)
+    config = dataclasses.replace(control.config, num_classes=None)
+    text = json.dumps(configs.controlnet_json(config, control.hint_channels), indent=2, sort_keys=True) + "\n"
+    with atomic_folder(path, overwrite=overwrite) as temporary:
+        (temporary / _CONFIG).write_text(text, encoding="utf-8")
+        write_safetensors(
+            temporary / f"{_STEM}.safetensors", outgoing.tensors, outgoing.read, metadata=[("format", "pt")]
+        )
+
+
+def fetch_control(source: str, *, revision: str | None, half: bool, allow_pickle: bool) -> Path:
+    """The path of a ControlNet: on this machine, or from the Hub's cache after a download."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    repository = hub.parse(source)
+    if repository is None:
+        raise CheckpointError(f"{source}: no such file or folder, and not a Hub id (owner/name)")
+    return hub.fetch(repository, revision=revision, kind="controlnet", half=half, allow_pickle=allow_pickle).path
+
+
+def is_control(file: TensorFile) -> bool:
+    """Whether a file holds a ControlNet and no whole model."""
+    return recognise(file.tensors).kind is Kind.CONTROLNET
