@@ -1,0 +1,46 @@
+"""The README's contact sheet: sixteen prompts in reading order, seeds 0 to 15, nothing picked.
+
+    python benchmarks/contact_sheet.py [--model FILE] [--output docs/images/contact-sheet.png]
+
+Prints the time of each picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import langevin
+from langevin.images.grids import contact_sheet
+from langevin.images.pixels import to_tensor
+
+PROMPTS = (
+    "a red apple", "a cat", "a smiling face", "a house",
+    "a dog", "a sunflower", "a blue heart", "a pizza",
+    "a fish", "a car", "a tree", "a rocket",
+    "a ghost", "a cup of coffee, 3d render", "a star", "an umbrella, flat",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="weights; without it, the model inside the package")
+    parser.add_argument("--output", type=Path, default=Path("docs/images/contact-sheet.png"))
+    arguments = parser.parse_args()
+    import torch
+
+    model = langevin.load(arguments.model)
+    pictures, times = [], []
+    for seed, prompt in enumerate(PROMPTS):
+        began = time.perf_counter()
+        pictures.append(to_tensor(model.generate(prompt, seed=seed).images[0]))
+        times.append(time.perf_counter() - began)
+        print(f"{prompt}, seed {seed}: {times[-1]:.2f} s")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(torch.cat(pictures), columns=8).save(arguments.output)
+    print(f"median {sorted(times)[len(times) // 2]:.2f} s a picture, {torch.get_num_threads()} threads")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Draw the plots of the documentation: python docs/plots.py (needs the `train` extra)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from langevin.diffusion.grids import GRIDS, make_grid
+from langevin.diffusion.prediction import Prediction
+from langevin.diffusion.schedule import NoiseSchedule
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def schedules() -> None:
+    """sigma and the share of signal over the training timesteps."""
+    figure = new_figure(9, 3.2)
+    left, right = figure.subplots(1, 2)
+    for name, schedule in {
+        "linear": NoiseSchedule.linear(),
+        "scaled linear": NoiseSchedule.scaled_linear(),
+        "scaled linear, zero terminal SNR": NoiseSchedule.scaled_linear().rescaled_zero_terminal_snr(),
+        "cosine": NoiseSchedule.cosine(),
+        "sigmoid": NoiseSchedule.sigmoid(),
+    }.items():
+        left.semilogy(schedule.sigmas, label=name)
+        right.plot(schedule.abar.sqrt(), label=name)
+    left.set(title="noise level sigma", xlabel="timestep", ylim=(5e-3, 5e3))
+    right.set(title="signal sqrt(abar)", xlabel="timestep")
+    right.legend(fontsize=8)
+    figure.savefig(IMAGES / "schedules.png", dpi=120)
+
+
+def grids() -> None:
+    """Where each grid puts 12 steps on Stable Diffusion's schedule."""
+    schedule = NoiseSchedule.scaled_linear()
+    figure = new_figure(9, 0.36 * len(GRIDS) + 0.9)
+    axes = figure.subplots()
+    for row, name in enumerate(reversed(list(GRIDS))):
+        sigmas = make_grid(name, schedule, 12)
+        sigmas = sigmas[sigmas > 0]
+        axes.plot(sigmas, np.full(len(sigmas), row), "|-", markersize=11, linewidth=0.5)
+    axes.set(xscale="log", xlabel="sigma", yticks=range(len(GRIDS)), yticklabels=reversed(list(GRIDS)))
+    axes.invert_xaxis()
+    figure.savefig(IMAGES / "grids.png", dpi=120)
+
+
+def predictions() -> None:
+    """c_skip and |c_out| over sigma for each prediction type."""
+    sigma = torch.logspace(-2, 2, 200, dtype=torch.float64)
+    figure = new_figure(9, 2.8)
+    left, right = figure.subplots(1, 2)
+    for prediction in Prediction:
+        row = prediction.coefficients(sigma)
+        left.semilogx(sigma, row.c_skip, label=prediction.value)
+        right.loglog(sigma, row.c_out.abs(), label=prediction.value)
+    left.set(title="c_skip", xlabel="sigma")
+    right.set(title="|c_out|", xlabel="sigma")
+    left.legend(fontsize=8)
+    figure.savefig(IMAGES / "predictions.png", dpi=120)
+
+
+if __name__ == "__main__":
+    IMAGES.mkdir(exist_ok=True)
+    schedules()
+    grids()
+    predictions()
