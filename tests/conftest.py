@@ -26,12 +26,12 @@ def randomise(network: nn.Module, seed: int) -> nn.Module:
     """Weights that make every part matter: layers that start at zero would hide the rest."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
                 parameter.copy_(noise * parameter[0].numel() ** -0.5)
             else:
-                parameter.add_(0.1 * noise)
+                parameter.copy_(0.1 * noise + (0 if name.endswith("bias") else 1))
     return network.eval().requires_grad_(False)
 
 

@@ -49,7 +49,7 @@ GridName = Literal[
     "simple",
     "sgm_uniform",
     "ddim_uniform",
-    "lcm",
+    "distilled",
 ]
 """The grids of `langevin.diffusion.grids.GRIDS`, then those that only other programs have (a test compares them)."""
 
