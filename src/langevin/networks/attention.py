@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +18,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, upcast: boo
     `upcast`: compute in float32 whatever the inputs are. Stable Diffusion 2.1 at 768 pixels needs it in float16.
     """
     if upcast:
-        with torch.autocast(q.device.type, enabled=False):
+        device = q.device.type
+        # The meta device, on which memory is estimated, has no autocast.
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             return _kernel(q.float(), k.float(), v.float(), causal).to(v.dtype)
     return _kernel(q, k, v, causal)
 
