@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from langevin.checkpoints.config import ModelConfig
 from langevin.checkpoints.tensorfile import TensorFile, TensorInfo
@@ -96,7 +97,7 @@ class Checkpoint:
 
 def meta_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """The networks of a configuration without memory for their weights: unet, and vae, text, control if there."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInit():
         networks: dict[str, nn.Module] = {"unet": UNet(config.unet)}
         if config.autoencoder is not None:
             networks["vae"] = AutoencoderKL(config.autoencoder)
@@ -105,6 +106,16 @@ def meta_networks(config: ModelConfig) -> dict[str, nn.Module]:
         if config.control is not None:
             networks["control"] = ControlNet(config.control, config.hint_channels)
     return networks
+
+
+class _WithoutInit(TorchFunctionMode):
+    """Leaves out the first values of weights: there are none, and on the meta device drawing them would import
+    torch's compiler, which takes seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 def names_of(network: nn.Module) -> Iterable[str]:
