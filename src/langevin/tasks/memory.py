@@ -4,7 +4,7 @@ the tensors that are alive at the same time are added up."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +57,31 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dil
     return x.new_empty(len(x), len(weight), *size)
 
 
+def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(t.shape[dim] for t in tensors)
+    return tensors[0].new_empty(shape)
+
+
+def _elementwise(*values: Any, **_: Any) -> Tensor:
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    return max(tensors, key=Tensor.numel).new_empty(torch.broadcast_shapes(*(t.shape for t in tensors)))
+
+
 _SHAPES: dict[Any, Callable[..., Tensor]] = {
     F.scaled_dot_product_attention: lambda q, k, v, *_, **__: q.new_empty(*q.shape[:-1], v.shape[-1]),
     F.conv2d: _conv2d,
+    F.linear: lambda x, weight, *_, **__: x.new_empty(*x.shape[:-1], len(weight)),
     F.group_norm: lambda x, *_, **__: torch.empty_like(x),
     torch.arange: lambda *args, device, **_: torch.arange(*args, device="cpu").to(device),
     F.layer_norm: lambda x, *_, **__: torch.empty_like(x),
+    torch.cat: _cat,
+    **dict.fromkeys(
+        [Tensor.add, Tensor.mul, torch.exp, Tensor.cos, Tensor.sin, torch.sigmoid, F.silu, F.gelu], _elementwise
+    ),
 }
-"""Results of the calls that the meta device answers slowly (it takes them apart in Python), and of attention."""
+"""Results of attention, and of the calls that the meta device takes apart in Python: for those it would first import
+torch's compiler, which takes longer than all the rest."""
 
 
 class _Watch(TorchFunctionMode):
