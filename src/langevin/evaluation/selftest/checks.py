@@ -17,16 +17,18 @@ from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.samplers import SamplerInfo, final
 from langevin.evaluation.selftest.impulses import Impulses, Recorder, Run, moments
 from langevin.evaluation.selftest.problems import Gaussian, Mixture, Problem
+from langevin.evaluation.selftest.recorded import ERRORS
 from langevin.evaluation.selftest.report import Row
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 
 EXACT = 1e-9
 """Bound of what is exact but for float64's rounding; the worst that was seen is 1e-13."""
-ORDER_TOLERANCE = 0.15
-"""A measured order may differ from the declared one by this much; the worst that was seen is 0.10."""
-ERROR_BOUNDS: Mapping[int, float] = {1: 4e-3, 2: 3e-5, 3: 3e-7}
-"""Largest error of a sampler of each order at the finest grid: about twice the worst sampler's."""
+ORDER_TOLERANCE = 0.25
+"""A measured order may differ from the declared one by this much; the worst that was seen is 0.18. A wrong formula
+loses a whole order."""
+ERROR_TOLERANCE = 0.05
+"""Relative, between an error at the finest grid and the recorded one."""
 
 STEPS = (64, 128, 256)
 """Grids for orders: fine enough for the leading term of the error to stand alone."""
@@ -39,6 +41,13 @@ def smooth_grid(steps: int) -> Tensor:
     """Even in log sigma from HIGH to LOW, float64 [steps + 1]; those of 64, 128 and 256 steps are nested exactly."""
     fine = torch.logspace(math.log10(HIGH), math.log10(LOW), STEPS[-1] + 1, dtype=torch.float64)
     return fine[:: STEPS[-1] // steps].clone()
+
+
+def uneven_grid(steps: int) -> Tensor:
+    """As `smooth_grid`, but steps of one and two thirds in turn: a multistep solver must know their lengths."""
+    logs = torch.linspace(math.log(HIGH), math.log(LOW), steps // 2 + 1, dtype=torch.float64)
+    third = (2 * logs[:-1] + logs[1:]) / 3
+    return torch.cat([torch.stack([logs[:-1], third], 1).flatten(), logs[-1:]]).exp()
 
 
 def order(errors: Sequence[float], steps: Sequence[int] = STEPS) -> float:
@@ -71,8 +80,8 @@ POINT_GRIDS = (
 def exact_steps(subject: str, info: SamplerInfo, options: Mapping[str, Any]) -> Iterator[Row]:
     """With D constant the flow is a straight line and each noised state has variance sigma^2: at every step of every
     grid, however coarse and uneven. Also the bookkeeping: a step for each interval, at its lower end, and the
-    declared number of network calls."""
-    worst, calls = 0.0, 0
+    number of network calls."""
+    worst, extra = 0.0, 0
     for levels in POINT_GRIDS:
         sigmas = torch.tensor(levels, dtype=torch.float64)
         counted = _Counted(POINT.denoise)
@@ -82,7 +91,9 @@ def exact_steps(subject: str, info: SamplerInfo, options: Mapping[str, Any]) -> 
             worst = math.inf
         if not walk or walk[-1] != levels[-1]:
             worst = math.inf
-        calls += counted.calls // 2 - info.calls_on(sigmas, **options)
+        if info.name in CALLS:
+            # `moments` runs the sampler twice.
+            extra = max(extra, abs(counted.calls // 2 - expected_calls(info.name, levels)))
         stochastic = any(len(s.response) > 0 and float(s.response.abs().max()) > 0 for s in states)
         for s in states:
             worst = max(worst, abs(math.sqrt(s.variance) - s.sigma) / levels[0])
@@ -91,7 +102,23 @@ def exact_steps(subject: str, info: SamplerInfo, options: Mapping[str, Any]) -> 
         if states:
             worst = max(worst, abs(states[-1].mean - POINT.mean) if levels[-1] == 0 else 0.0)
     yield Row(subject, POINT.name, "worst step", worst, 0.0, EXACT)
-    yield Row(subject, POINT.name, "extra calls", float(abs(calls)), 0.0, 0.0)
+    if info.name in CALLS:
+        yield Row(subject, POINT.name, "calls amiss", float(extra), 0.0, 0.0)
+
+
+CALLS: Mapping[str, int] = {
+    **dict.fromkeys(("ddpm", "ddim", "euler", "euler_ancestral", "lcm", "lms", "plms", "unipc"), 1),
+    **dict.fromkeys(("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde"), 1),
+    **dict.fromkeys(("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"), 2),
+}
+"""Calls of the denoiser in one interval. The interval to sigma 0 takes one; plms takes one more in the first that does
+not end there. That of restart depends on its segments."""
+
+
+def expected_calls(name: str, levels: Sequence[float]) -> int:
+    intervals = len(levels) - 1
+    to_zero = int(levels[-1] == 0)
+    return CALLS[name] * (intervals - to_zero) + to_zero + int(name == "plms" and levels[1] > 0)
 
 
 class _Counted:
@@ -109,8 +136,15 @@ class _Counted:
 # -- order of convergence to the flow -----------------------------------------------------------------------------
 
 
-def flow_order(subject: str, info: SamplerInfo, options: Mapping[str, Any], declared: int) -> Iterator[Row]:
+def flow_order(
+    subject: str,
+    info: SamplerInfo,
+    options: Mapping[str, Any],
+    declared: int,
+    even: bool = True,
+) -> Iterator[Row]:
     """Of a sampler without noise, against the exact flow from HIGH to LOW."""
+    grid = smooth_grid if even else uneven_grid
     p = torch.linspace(0.03, 0.97, 24, dtype=torch.float64).view(-1, 1, 1, 1)
     gaussian, mixture = Gaussian(std=0.7), Mixture()
     starts: list[tuple[Problem, Tensor]] = [
@@ -120,12 +154,18 @@ def flow_order(subject: str, info: SamplerInfo, options: Mapping[str, Any], decl
     for problem, x in starts:
         exact = problem.flow(x, HIGH, LOW)
         errors = [
-            float((final(bind(info, smooth_grid(n), options)(problem.denoise, x, Recorder())) - exact).abs().max())
+            float((final(bind(info, grid(n), options)(problem.denoise, x, Recorder())) - exact).abs().max())
             for n in STEPS
         ]
         bounds = declared - ORDER_TOLERANCE, declared + ORDER_TOLERANCE
-        yield Row(subject, problem.name, "order", order(errors), *bounds)
-        yield Row(subject, problem.name, "error", errors[-1], 0.0, ERROR_BOUNDS[declared])
+        check = problem.name if even else f"{problem.name}, uneven"
+        yield Row(subject, check, "order", order(errors), *bounds)
+        yield _error_row(subject, check, "error", errors[-1])
+
+
+def _error_row(subject: str, check: str, quantity: str, error: float) -> Row:
+    recorded = ERRORS[subject, check, quantity]
+    return Row(subject, check, quantity, error, (1 - ERROR_TOLERANCE) * recorded, (1 + ERROR_TOLERANCE) * recorded)
 
 
 # -- stochastic samplers: exact moments for Gaussian data ---------------------------------------------------------
@@ -143,9 +183,7 @@ def variance_order(
         errors.append(abs(last.variance / data.variance(LOW) - 1))
     bounds = declared - ORDER_TOLERANCE, declared + ORDER_TOLERANCE
     yield Row(subject, data.name, "variance order", order(errors), *bounds)
-    # Relative, and of a state whose spread is made of the noise of every step: three times the flow's bounds.
-    bound = 3 * ERROR_BOUNDS[declared]
-    yield Row(subject, data.name, "variance error", errors[-1], 0.0, bound)
+    yield _error_row(subject, data.name, "variance error", errors[-1])
 
 
 def path_order(subject: str, info: SamplerInfo, declared: int = 1) -> Iterator[Row]:
@@ -175,12 +213,11 @@ def exact_variance(subject: str, info: SamplerInfo, options: Mapping[str, Any], 
     worst = 0.0
     for levels in POINT_GRIDS:
         sigmas = torch.tensor(levels, dtype=torch.float64)
-        following = dict(pairwise(levels))
 
-        def denoise(x: Tensor, sigma: float, following: dict[float, float] = following) -> Estimate:
+        def denoise(x: Tensor, sigma: float, levels: Sequence[float] = levels) -> Estimate:
             if info.name == "lcm":
                 return data.consistency(x, sigma)
-            s1 = following[sigma]
+            s1 = next((level for level in levels if level < sigma), 0.0)
             return data.denoise_with_variance(x, sigma, s1) if s1 > 0 else data.denoise(x, sigma)
 
         for s in moments(bind(info, sigmas, options), denoise, data.mean, data.variance(levels[0])):

@@ -50,7 +50,7 @@ class ClosedFormNetwork(nn.Module):
                 return (z - (1 - u) * x0) / u - x0
             case Prediction.EDM:
                 # z = x / sqrt(sigma^2 + sigma_data^2), t = log(sigma) / 4; F is unit variance by construction.
-                sigma = math.exp(4 * time)
+                sigma = float(torch.exp(torch.tensor(4.0 * time, dtype=torch.float64)))  # infinite for a wrong time
                 total = math.hypot(sigma, SIGMA_DATA)
                 x = z * total
                 x0 = self.data.denoise(x, sigma).x0

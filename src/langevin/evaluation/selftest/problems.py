@@ -36,7 +36,7 @@ class Gaussian:
     name: str = "gaussian"
 
     def denoise(self, x: Tensor, sigma: float) -> Estimate:
-        c2, s2 = self.std**2, sigma**2
+        c2, s2 = self.std * self.std, sigma * sigma
         return Estimate((c2 * x + s2 * self.mean) / (c2 + s2))
 
     def flow(self, x: Tensor, start: float, end: float) -> Tensor:

@@ -27,6 +27,10 @@ VARIANCE_ORDER: Mapping[str, int] = {
 }
 """Order of the variance of the last state, of samplers that are stochastic by default."""
 
+MULTISTEP = ("lms", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "unipc")
+"""Those that remember earlier estimates and weigh them by the lengths of the steps. (The weights of plms are those of
+equal steps, by design.)"""
+
 PATH_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
 """Those that follow a Brownian path."""
 
@@ -74,6 +78,8 @@ def measure(info: SamplerInfo) -> Iterator[Row]:
     if name not in ("ddpm", "restart"):
         label = f"{name}, eta=0" if info.stochastic else name
         yield from checks.flow_order(label, info, still, info.order)
+        if name in MULTISTEP:
+            yield from checks.flow_order(label, info, still, info.order, even=False)
     if name in VARIANCE_ORDER:
         yield from checks.variance_order(name, info, lambda n: {}, VARIANCE_ORDER[name])
     if name in PATH_SAMPLERS:
