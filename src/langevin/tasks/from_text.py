@@ -57,7 +57,13 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
     width, height = request.width or 0, request.height or 0
     f = autoencoder.downsampling
     h, w = -(-height // f), -(-width // f)
-    noise = Noise(seeds, (autoencoder.latent_channels, h, w), device=diffusion.device, interval=numbers.interval_noise)
+    noise = Noise(
+        seeds,
+        (autoencoder.latent_channels, h, w),
+        device=diffusion.device,
+        interval=numbers.interval_noise,
+        step_seed_offset=numbers.step_seed_offset,
+    )
     info = SAMPLERS[numbers.sampler]
     options = sampler_options(request, numbers)
     half = diffusion.dtype != torch.float32
