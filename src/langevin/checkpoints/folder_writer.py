@@ -147,8 +147,8 @@ def _write_part(root: Path, file: FolderFile, outgoing: Outgoing, positions: Sto
 def _write_leftover(checkpoint: Checkpoint, text: Any, root: Path) -> None:
     extras = folder_leftovers(checkpoint, set(names_of(text)))
     layout = checkpoint.layout
-    if not extras and not layout.metadata and layout.order is None:
-        return
+    if not extras and (checkpoint.folder is not None or (not layout.metadata and layout.order is None)):
+        return  # nothing would be lost: the single file itself came from a folder, or from memory
     write_safetensors(
         root / LEFTOVER,
         {name: stored.info for name, stored in extras.items()},

@@ -34,7 +34,8 @@ from langevin.checkpoints.shapes import (
     unet_shape,
 )
 from langevin.checkpoints.sidecar import Sidecar
-from langevin.checkpoints.stated import Stated, stated_prediction, stated_scale, stated_schedule, stated_size
+from langevin.checkpoints.stated import Stated, stated_prediction, stated_size
+from langevin.checkpoints.tables import stated_scale, stated_schedule
 from langevin.checkpoints.tensorfile import TensorFile, TensorInfo, canonical_order, in_words
 from langevin.checkpoints.transfer import WORDS, Outgoing, fit
 from langevin.diffusion.prediction import Prediction
@@ -137,7 +138,7 @@ def write_original(
         kept = {name: stored for name, stored in checkpoint.extras.items() if name not in tensors}
         tensors |= {name: stored.info for name, stored in kept.items()}
     as_it_was = checkpoint.layout.complete and dtype is None and extras
-    metadata = checkpoint.layout.metadata if as_it_was else tuple(_metadata(checkpoint).items())
+    metadata = checkpoint.layout.metadata if as_it_was else tuple(_metadata(checkpoint, tensors).items())
     order = checkpoint.layout.order
     write_safetensors(
         path,
@@ -198,7 +199,7 @@ def _config(
         stated = Stated(whole.prediction, source, text is not None)
         if given is not None:
             stated = Stated(given, "given", given is whole.prediction and text is not None)
-        return dataclasses.replace(whole, prediction=stated.prediction), stated, []
+        return dataclasses.replace(whole, prediction=_prediction(stated)), stated, []
     return _recognised(contents, file, sidecar, given, global_step, names)
 
 
@@ -217,7 +218,7 @@ def _recognised(
     try:
         unet = _with_heads(unet_shape(contents.parts["unet"]), sidecar, file.label)
         autoencoder = autoencoder_shape(contents.parts["vae"])
-        text = _text_shape(contents, names)
+        text = _text_shape(contents.parts["text"], names)
         control, hint_channels = None, 3
         if "control" in contents.parts:
             shape, hint_channels = controlnet_shape(contents.parts["control"])
@@ -241,7 +242,7 @@ def _recognised(
         label=file.label,
     )
     schedule, notices = stated_schedule(contents, file, sidecar, upscaler=upscaler)
-    large = family_of(made[0]) == "sd2" and beside == 0 and stated.prediction is Prediction.V
+    large = family_of(made[0]) == "sd2" and beside == 0 and stated.prediction == Prediction.V
     width, height = stated_size(file.metadata) or ((768, 768) if large else (512, 512))
     config = ModelConfig(
         # 2.1 at 768 pixels overflows float16 in its attention; 2.0 loses nothing by the wider range.
@@ -252,12 +253,16 @@ def _recognised(
         control=made_control,
         hint_channels=hint_channels,
         schedule=schedule,
-        prediction=stated.prediction,
+        prediction=_prediction(stated),
         learned_variance=made[0].out_channels == 2 * made[1].latent_channels,
         scale_factor=stated_scale(contents, file, sidecar, upscaler=upscaler),
         defaults=Defaults(width=width, height=height),
     )
     return config, stated, notices
+
+
+def _prediction(stated: Stated) -> Prediction | None:
+    return None if stated.prediction is None else Prediction(stated.prediction)
 
 
 def _with_heads(shape: Shape, sidecar: Sidecar | None, label: str) -> Shape:
@@ -277,9 +282,9 @@ def _with_heads(shape: Shape, sidecar: Sidecar | None, label: str) -> Shape:
     return shape
 
 
-def _text_shape(contents: Contents, names: TextNames) -> Shape:
+def _text_shape(part: Mapping[str, TensorInfo], names: TextNames) -> Shape:
     outer = "model." if names == "openclip" else "transformer."
-    tensors = {n.removeprefix(outer): i for n, i in contents.parts["text"].items()}
+    tensors = {n.removeprefix(outer): i for n, i in part.items()}
     shape = openclip_text_shape(tensors) if names == "openclip" else clip_text_shape(tensors)
     return shape | {"eos_token": min(shape["eos_token"], ClipTextConfig().eos_token)}
 
@@ -351,9 +356,10 @@ def standard_tokenizer(names: TextNames) -> Tokenizer:
 # -- metadata ---------------------------------------------------------------------------------------------------------
 
 
-def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
+def _metadata(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     """The source file's own, if it had any, and all that a reader needs to know."""
-    metadata = {"format": "pt", **dict(checkpoint.layout.metadata), CONFIG_KEY: checkpoint.config.to_json()}
+    config = _completed(checkpoint, tensors)
+    metadata = {"format": "pt", **dict(checkpoint.layout.metadata), CONFIG_KEY: config.to_json()}
     if checkpoint.tokenizer is not None:
         text = checkpoint.tokenizer.to_json()
         if text != standard_tokenizer(checkpoint.layout.text).to_json():
@@ -362,6 +368,22 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
         record = dataclasses.asdict(checkpoint.folder)
         metadata[FOLDER_KEY] = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     return metadata
+
+
+def _completed(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
+    """The configuration of the file to be written: what a folder had only kept is part of its networks again."""
+    config = checkpoint.config
+    parts = recognise(tensors).parts
+    if config.text is not None:
+        shape = _text_shape(parts["text"], checkpoint.layout.text)
+        more = shape["layers"] - config.text.layers
+        text = dataclasses.replace(config.text, layers=shape["layers"], projection=shape["projection"])
+        config = dataclasses.replace(config, text=text, text_layer=config.text_layer - more)
+    if config.control is None and "control" in parts:
+        heads = {"num_heads": config.unet.num_heads, "head_channels": config.unet.head_channels}
+        control, hint_channels = controlnet_shape(parts["control"])
+        config = dataclasses.replace(config, control=UNetConfig(**control | heads), hint_channels=hint_channels)
+    return config
 
 
 def _folder_record(file: TensorFile) -> FolderRecord | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from langevin.checkpoints.places import Place, Places
-from langevin.checkpoints.tensorfile import FLOATS, TensorFile, TensorInfo, dtype_name, in_words, torch_dtype
+from langevin.checkpoints.tensorfile import FLOATS, TensorFile, TensorInfo, in_words, torch_dtype
 from langevin.errors import CheckpointError
 
 WORDS = {"unet": "U-Net", "vae": "autoencoder", "text": "text encoder", "control": "ControlNet"}
@@ -142,24 +142,11 @@ class Outgoing(TensorFile):
         return tensor.reshape(self.tensors[name].shape)
 
 
-def same(a: Part, b: Part, dtype: str | None) -> Sequence[str]:
-    """Our names of the tensors that differ between two parts, once a's are in `dtype` (None: as stored)."""
-    different = sorted(set(a.places) ^ set(b.places))
-    for name in a.places:
-        if name in b.places:
-            left, right = a.read(name), b.read(name)
-            left = left if dtype is None else left.to(torch_dtype(dtype))
-            if dtype_name(left.dtype) != dtype_name(right.dtype) or not _equal(left, right):
-                different.append(name)
-    return different
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    """Bit for bit: NaN equals itself and -0 is not 0."""
-    if a.shape != b.shape:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal in type, shape and every bit: NaN equals itself, and -0 is not 0."""
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    as_bytes = [t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
-    return torch.equal(*as_bytes)
+    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
 def _fits(info: TensorInfo, shape: Sequence[int], place: Place) -> bool:
