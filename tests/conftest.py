@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from langevin.checkpoints import original
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.model.autoencoder import Autoencoder
@@ -89,3 +91,11 @@ def make_bundle(tokenizer: Tokenizer) -> MakeBundle:
 def tiny_bundle(make_bundle: MakeBundle) -> ModelBundle:
     """One such model for tests that do not change it."""
     return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def model_file(make_bundle: MakeBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a model as a single file on disk: `tiny.safetensors`."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    original.write(make_bundle(), path)
+    return path

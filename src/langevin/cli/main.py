@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
 from langevin import __version__
+from langevin.cli import convert, explain, generate, selftest, train
 from langevin.errors import LangevinError
 
 # typer 0.29 carries its own copy of click: its error classes are reached through one that typer exports.
@@ -40,9 +39,8 @@ def build() -> typer.Typer:
     ) -> None:
         pass
 
-    for name in ("generate", "explain", "convert", "selftest", "train"):
-        if find_spec(f"langevin.cli.{name}"):
-            import_module(f"langevin.cli.{name}").register(app)
+    for module in (generate, explain, convert, selftest, train):
+        module.register(app)
     return app
 
 
@@ -52,10 +50,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         code = build()(args=arguments, prog_name="langevin", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped", file=sys.stderr)  # noqa: T201
-        return 130
+        return _stopped() if code == 130 else code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):  # typer gives one, the other, or the code, by its version
+        return _stopped()
     except LangevinError as error:
         return _complain(str(error))
     except BrokenPipeError:
@@ -72,6 +69,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the `langevin` command."""
     sys.exit(run())
+
+
+def _stopped() -> int:
+    print("stopped", file=sys.stderr)  # noqa: T201
+    return 130
 
 
 def _complain(message: str) -> int:

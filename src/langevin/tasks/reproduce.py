@@ -82,7 +82,10 @@ class Recipe:
 
     def open(self) -> ModelBundle:
         """Loads the model. Raises CheckpointError where its files are not those that made the picture."""
-        bundle = open_bundle(self.model)
+        try:
+            bundle = open_bundle(self.model)
+        except CheckpointError as error:
+            raise CheckpointError(f"the picture's model does not open: {error}; --model says where it is") from None
         found = tuple(sorted(file.sha256 for file in bundle.info.files))
         if found != self.files:
             first = next(iter(set(self.files) - set(found)), "none")
