@@ -80,7 +80,7 @@ def test_last_step_skipped_and_not_hidden(name: str) -> None:
     assert not with_fault(name, faulty).passed
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", [n for n in SAMPLERS if n != "restart"])  # whose own walk is not that of the grid
 def test_wrong_previous_sigma(name: str) -> None:
     """Each step goes one level too far, as when the next but one entry of a list is taken."""
 
