@@ -29,8 +29,11 @@ def selftest(
     Orders of convergence, final errors, variances at every step and whole distributions. Exit code 1 where one is out
     of its bounds.
     """
+    import torch
+
     from langevin.evaluation.selftest import run_selftest
 
+    torch.set_num_threads(1)  # The tensors are small: threads would only wait for each other.
     if as_json:
         report = run_selftest(samplers or None)
         typer.echo(json.dumps(report.to_json(), indent=1))
