@@ -116,7 +116,8 @@ def _bounded(
             return Layout((_chunk(tokens[:room], tokenizer),), tuple(notices))
         case Long.ERROR:
             raise RequestError(
-                f"{found} in {len(filled)} chunks, one of {room} fits; shorten it, or let long prompts be chunked"
+                f"{found} in {len(filled)} chunks; long='error' allows one of {room} tokens: shorten the prompt, or "
+                "choose long='chunk'"
             )
         case _:
             assert_never(long)
