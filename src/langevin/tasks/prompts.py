@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from langevin.diffusion.compat import COMPAT
 from langevin.errors import NotFiniteError
 from langevin.model.conditioning import Conditioning
 from langevin.model.precision import float32_conditioning, float32_copy
@@ -42,9 +43,9 @@ class Texts:
 
 
 def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, sigmas: Tensor) -> Texts:
-    """Encodes prompt and negative prompt of a completed request, all their switches in one batch.
+    """Encodes prompt and negative prompt of a completed request, once for the whole run.
 
-    The contexts come out in the precision and on the device of `like`.
+    The contexts come out in the precision and on the device of `like`, and all of one length.
     """
     weighting = Weighting.of(request.weighting or "a1111")
     levels = sigmas.tolist()
@@ -52,13 +53,20 @@ def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, si
         name: thresholds(schedule(prompt, len(levels) - 1, weighting), levels)
         for name, prompt in (("prompt", request.prompt), ("negative", request.negative))
     }
-    distinct = list(dict.fromkeys(words for steps in changes.values() for _, words in steps))
-    encoded, notices = _encode(text, distinct, request)
+    texts = {name: list(dict.fromkeys(words for _, words in steps)) for name, steps in changes.items()}
+    if not COMPAT[request.compat].own_prompt_lengths:
+        both = list(dict.fromkeys([*texts["prompt"], *texts["negative"]]))
+        texts = {"prompt": both, "negative": both}
+    encoded = {"prompt": _encode(text, texts["prompt"], request)}
+    same = texts["negative"] == texts["prompt"]
+    encoded["negative"] = encoded["prompt"] if same else _encode(text, texts["negative"], request)
+    # Attention over keys that are repeated is attention over the keys: so each prompt keeps its own length.
+    length = math.lcm(*(one.context.shape[1] for one, _ in encoded.values()))
 
     def context(name: str, start: float) -> Conditioning:
         words = next(words for level, words in reversed(changes[name]) if start <= level)
-        row = distinct.index(words)
-        return Conditioning(context=encoded.context[row : row + 1].to(like.device, like.dtype))
+        states = encoded[name][0].context[texts[name].index(words)][None]
+        return Conditioning(context=states.repeat(1, length // states.shape[1], 1).to(like.device, like.dtype))
 
     starts = sorted({start for steps in changes.values() for start, _ in steps}, reverse=True)
     return Texts(
@@ -67,13 +75,13 @@ def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, si
             name: [
                 {
                     "from_sigma": None if math.isinf(start) else start,
-                    "ids": list(encoded.token_ids[distinct.index(words)]),
+                    "ids": list(encoded[name][0].token_ids[texts[name].index(words)]),
                 }
                 for start, words in steps
             ]
             for name, steps in changes.items()
         },
-        notices=(*encoded.notices, *notices),
+        notices=tuple(dict.fromkeys(n for one, notices in encoded.values() for n in (*one.notices, *notices))),
     )
 
 

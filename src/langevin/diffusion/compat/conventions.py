@@ -172,4 +172,6 @@ class Conventions:
     """How prompt weights act: 'a1111', 'comfyui', or 'none' where the program has no weights."""
     long_prompts: str = "truncate"
     """'chunk' or 'truncate'."""
+    own_prompt_lengths: bool = False
+    """Whether prompt and negative prompt keep their own numbers of chunks; else empty chunks fill the shorter one."""
     image_to_image: ImageToImage = ImageToImage.DIFFUSERS

@@ -144,6 +144,7 @@ def _a1111() -> Conventions:
         interval_noise=IntervalNoise.PATH,
         weighting="a1111",
         long_prompts="chunk",
+        own_prompt_lengths=True,
         image_to_image=ImageToImage.A1111,
     )
 
@@ -188,6 +189,7 @@ def _comfyui() -> Conventions:
         whole_batch_noise=True,
         weighting="comfyui",
         long_prompts="chunk",
+        own_prompt_lengths=True,
         image_to_image=ImageToImage.COMFYUI,
     )
 
