@@ -449,3 +449,13 @@ def test_choices_are_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "compat.md").read_text(encoding="utf-8")
     for word in [*COMPAT, *(f"`{v.name}`" for v in Times), *(f"`{v.name}`" for v in ImageToImage)]:
         assert word in text, word
+
+
+def test_a_second_stream_survives_splitting_a_batch() -> None:
+    noise = Noise([SEED, 5], SHAPE, step_seed_offset=1)
+    draw = stream(1)
+    expected = [draw(), draw()]
+    for alone in (noise.select(slice(0, 1)), noise.fresh().select(slice(0, 1))):
+        assert torch.equal(alone.initial().double(), first_noise())
+        assert [torch.equal(alone.step().double(), e) for e in expected] == [True, True]
+    assert torch.equal(noise.step()[:1].double(), expected[0])
