@@ -6,7 +6,7 @@ is an error that names it; nothing in these files can make anything run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from langevin.checkpoints.config import ScheduleConfig
@@ -119,7 +119,7 @@ def _unet(fields: Fields, out_channels: int, *, mirrored: bool) -> UNetConfig:
         num_res_blocks=fields.get("layers_per_block", int, 2),
         attention_levels=attention,
         middle_attention=True,
-        **_heads(fields, widths),
+        **_heads(fields, widths, attention),
         context_channels=fields.get("cross_attention_dim", int, 1280),
         transformer_depth=fields.get("transformer_layers_per_block", int, 1),
         linear_projection=fields.get("use_linear_projection", bool, False),
@@ -130,8 +130,11 @@ def _unet(fields: Fields, out_channels: int, *, mirrored: bool) -> UNetConfig:
     )
 
 
-def _heads(fields: Fields, widths: tuple[int, ...]) -> dict[str, int | None]:
-    """`attention_head_dim` is the number of heads in these files, whatever its name says."""
+def _heads(fields: Fields, widths: tuple[int, ...], attention: Sequence[bool]) -> dict[str, int | None]:
+    """`attention_head_dim` is the number of heads in these files, whatever its name says.
+
+    Only levels with attention count, and the last one, which the middle block has in common.
+    """
     misnamed = fields.take("attention_head_dim", 8)
     value = fields.take("num_attention_heads", None)
     value = misnamed if value is None else value
@@ -142,9 +145,10 @@ def _heads(fields: Fields, widths: tuple[int, ...]) -> dict[str, int | None]:
         or not all(type(h) is int and h > 0 and w % h == 0 for h, w in zip(heads, widths, strict=True))
     ):
         raise fields.error("attention_head_dim", f"{str(value)[:60]} for levels of {list(widths)} channels")
-    channels = {w // h for w, h in zip(widths, heads, strict=True)}
-    if len(set(heads)) == 1:
-        return {"num_heads": heads[0], "head_channels": None}
+    used = [(w, h) for w, h, a in zip(widths, heads, (*attention[:-1], True), strict=True) if a]
+    channels = {w // h for w, h in used}
+    if len({h for _, h in used}) == 1:
+        return {"num_heads": used[0][1], "head_channels": None}
     if len(channels) == 1:
         return {"num_heads": None, "head_channels": channels.pop()}
     raise fields.error("attention_head_dim", f"{heads}: neither equal heads nor heads of equal width")
