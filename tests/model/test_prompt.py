@@ -351,7 +351,6 @@ def test_no_token_is_lost(text: str) -> None:
         check_chunk(chunk)
         kept += zip(chunk.ids[1 : chunk.length + 1], chunk.weights[1 : chunk.length + 1], strict=True)
     assert kept == expected
-    assert found.length == len(expected)
     assert bool(found.notices) == (len(found.chunks) > 1)
 
 

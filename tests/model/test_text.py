@@ -289,8 +289,3 @@ def test_tokens_of_captions(sd1: Pair) -> None:
     assert rows[2].tolist() == [49406] + [2653] * 75 + [49407]
     assert rows[0].tolist() == sd1.tokenize("a (cat:1.2)", padding="max_length", max_length=77).input_ids
     assert sd1.ours.tokens([]).shape == (0, 77)
-
-
-def test_schedule_of_the_encoder(sd1: Pair) -> None:
-    assert [(s.start, s.text) for s in sd1.ours.schedule("[a:b:0.5]", 10)] == [(0, "a"), (5, "b")]
-    assert [(s.start, s.text) for s in sd1.ours.schedule("[a:b:0.5]", 10, "none")] == [(0, "[a:b:0.5]")]

@@ -63,11 +63,6 @@ class Layout:
     notices: tuple[str, ...] = ()
     """What the user should know: that the prompt is long, what was cut."""
 
-    @property
-    def length(self) -> int:
-        """Tokens of text in all chunks."""
-        return sum(chunk.length for chunk in self.chunks)
-
 
 def layout(prompt: ParsedPrompt, tokenizer: Tokenizer, long: Long = Long.CHUNK) -> Layout:
     """The chunks of `prompt`. Raises RequestError where it does not fit and `long` is ERROR.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from langevin.errors import CheckpointError, NotFiniteError, RequestError
 from langevin.model.chunks import Chunk, Layout, Long, empty_chunk, layout
-from langevin.model.prompt import ParsedPrompt, Segment, Weighting, parse, schedule
+from langevin.model.prompt import ParsedPrompt, Weighting, parse
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.clip import ClipText
 
@@ -70,7 +70,7 @@ class TextEncoder:
         weighting: Weighting | str = Weighting.A1111,
         long: Long | str = Long.CHUNK,
     ) -> EncodedText:
-        """The context of each prompt, B L D. Prompts hold no switches any more (see `schedule`).
+        """The context of each prompt, B L D. Prompts hold no switches any more (see `langevin.model.prompt.schedule`).
 
         clip_skip: layers left out beyond those that the model leaves out itself. 0 is the model's own layer; k is
         diffusers' clip_skip=k, and A1111's "Clip skip" k + 1 for Stable Diffusion 1.x.
@@ -103,12 +103,6 @@ class TextEncoder:
             ]
         )
         return EncodedText(context, filled, tuple(dict.fromkeys(n for one in layouts for n in one.notices)))
-
-    def schedule(
-        self, prompt: str, intervals: int, weighting: Weighting | str = Weighting.A1111
-    ) -> tuple[Segment, ...]:
-        """The texts that a prompt with switches is made of over a run of `intervals`: see `langevin.model.prompt`."""
-        return schedule(prompt, intervals, Weighting.of(weighting))
 
     def tokens(self, captions: Sequence[str]) -> Tensor:
         """int64 [B, 77]: each caption taken literally, cut to 75 tokens, between start and end token, padded."""
