@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,12 @@ def random_network(network: nn.Module, seed: int = 0) -> nn.Module:
     """Every weight random, the zero-initialised ones too, small enough for outputs of about unit size."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(0.05 * noise + (1 if name.endswith("weight") else 0))
             else:
-                fan = max(1, parameter[0].numel())
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan**0.5)
+                parameter.copy_(noise / max(1, parameter[0].numel()) ** 0.5)
     return network.eval().requires_grad_(False)
 
 
@@ -109,12 +110,17 @@ def single_file(
     unet: UNetConfig = SD1,
     *,
     dtype: torch.dtype = torch.float16,
-    seed: int = 0,
     ema: bool = False,
     control: bool = False,
     schedule: NoiseSchedule | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of an original single file."""
+    """The tensors of an original single file; a new dictionary of shared tensors."""
+    tensors = dict(_weights(unet, dtype, ema, control))
+    return tensors | schedule_tables(schedule or NoiseSchedule.scaled_linear())
+
+
+@cache
+def _weights(unet: UNetConfig, dtype: torch.dtype, ema: bool, control: bool, seed: int = 0) -> dict[str, Tensor]:
     network = UNet(unet)
     tensors = laid_out(random_network(network, seed), places.identity(network.state_dict(), UNET), dtype)
     codec = random_network(AutoencoderKL(CODEC), seed + 1)
@@ -129,7 +135,6 @@ def single_file(
         where = places.identity(names, "cond_stage_model.transformer.")
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     tensors |= laid_out(text, where, dtype)
-    tensors |= schedule_tables(schedule or NoiseSchedule.scaled_linear())
     if ema:
         average = random_network(UNet(unet), seed + 10)
         tensors |= laid_out(average, places.averaged(average.state_dict()), torch.float32)

@@ -50,6 +50,8 @@ class FolderFile:
     """None: canonical."""
     names_of_2022: bool = False
     """The autoencoder's attention has the names of the first releases."""
+    short_names: bool = False
+    """The text encoder's names have no "text_model." in front."""
     position_ids: bool = False
     """The text encoder's table 0, 1, 2 ... stands there too."""
 

@@ -193,6 +193,7 @@ def _record(path: Path, file: TensorFile, of_2022: bool) -> FolderFile:
         metadata=tuple(file.metadata.items()),
         order=None if list(order) == canonical_order(file.tensors) else order,
         names_of_2022=of_2022,
+        short_names=any(n.startswith("embeddings.") for n in order),
         position_ids=any(n.endswith(POSITIONS) for n in order),
     )
 

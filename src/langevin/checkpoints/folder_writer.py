@@ -125,15 +125,13 @@ def _target(part: str, names: list[str], config: ModelConfig, file: FolderFile) 
             assert config.autoencoder is not None
             return places.diffusers_vae(names, config.autoencoder, names_of_2022=file.names_of_2022)
         case _:
-            short = file.order is not None and not any(name.startswith("text_model.") for name in file.order)
-            return places.short_clip(names) if short else places.identity(names)
+            return places.short_clip(names) if file.short_names else places.identity(names)
 
 
 def _write_part(root: Path, file: FolderFile, outgoing: Outgoing, positions: Stored | None) -> None:
     tensors = dict(outgoing.tensors)
     if positions is not None:
-        name = next((n for n in file.order or () if n.endswith(POSITIONS)), f"text_model.{POSITIONS}")
-        tensors[name] = positions.info
+        tensors[POSITIONS if file.short_names else f"text_model.{POSITIONS}"] = positions.info
     order = file.order if file.order is not None and sorted(file.order) == sorted(tensors) else None
     write_safetensors(
         root / file.name,
@@ -173,7 +171,8 @@ def _texts(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, str]:
     if INDEX in texts and (lost := _lost_components(texts[INDEX])):
         index = parse_object(texts[INDEX], INDEX) | {name: [None, None] for name in lost}
         texts[INDEX] = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    return {n: json.dumps(data, indent=2, sort_keys=True) + "\n" for n, data in made.items() if n not in texts} | texts
+    needed = {name: data for name, data in made.items() if name not in texts and name != _LOW_RES}
+    return {name: json.dumps(data, indent=2, sort_keys=True) + "\n" for name, data in needed.items()} | texts
 
 
 _TOKENIZER_FILES = ("tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json")
