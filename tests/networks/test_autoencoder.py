@@ -113,5 +113,7 @@ def test_sizes_off_the_grid_and_odd_widths_are_refused() -> None:
         autoencoder.moments(torch.zeros(1, 3, 16, 18))
     with pytest.raises(ValueError, match="a level of 40 channels"):
         AutoencoderConfig(base_channels=40)
+    with pytest.raises(ValueError, match="latent_channels 0: must be at least 1"):
+        AutoencoderConfig(latent_channels=0)
     with pytest.raises(ValueError, match="channel_mult is empty"):
         AutoencoderConfig(channel_mult=())

@@ -196,8 +196,14 @@ def test_parameter_totals_of_stable_diffusion() -> None:
 
 
 def test_impossible_configs_are_refused() -> None:
-    with pytest.raises(ValueError, match="width 64 is not a multiple of heads 5"):
+    with pytest.raises(ValueError, match="width 64 is not a positive multiple of heads 5"):
         replace(TEXT, heads=5)
+    with pytest.raises(ValueError, match="width 64 is not a positive multiple of heads 0"):
+        replace(TEXT, heads=0)
+    with pytest.raises(ValueError, match="layers 0: must be at least 1"):
+        replace(TEXT, layers=0)
+    with pytest.raises(ValueError, match="patch_size 0: must be at least 1"):
+        replace(IMAGE, patch_size=0)
     with pytest.raises(ValueError, match="activation 'relu'"):
         replace(TEXT, activation="relu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="patch_size 7 does not divide image_size 24"):

@@ -234,6 +234,11 @@ def test_wrong_inputs_are_refused() -> None:
         ({"num_heads": 5}, "32 channels cannot be divided into heads"),
         ({"num_heads": None, "head_channels": 24}, "32 channels cannot be divided into heads"),
         ({"channel_mult": ()}, "channel_mult is empty"),
+        ({"num_heads": None, "head_channels": 0}, "head_channels 0: must be at least 1"),
+        ({"num_res_blocks": 0}, "num_res_blocks 0: must be at least 1"),
+        ({"in_channels": 0}, "in_channels 0: must be at least 1"),
+        ({"transformer_depth": -1}, "transformer_depth -1: must be at least 1"),
+        ({"dropout": 1.0}, "dropout 1.0: must be"),
     ],
 )
 def test_impossible_configs_are_refused(changes: dict[str, Any], message: str) -> None:

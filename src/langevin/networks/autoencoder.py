@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.networks.attention import attend
-from langevin.networks.blocks import GROUPS, Upsample
+from langevin.networks.blocks import GROUPS, Upsample, check_counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class AutoencoderConfig:
     """Residual blocks of each level in the encoder; the decoder has one more."""
 
     def __post_init__(self) -> None:
+        check_counts(self, in_channels=1, latent_channels=1, base_channels=1, num_res_blocks=1)
         if not self.channel_mult:
             raise ValueError("channel_mult is empty: give one entry for each level")
         for mult in self.channel_mult:
@@ -115,9 +116,7 @@ def res_blocks(channels: int, out_channels: int, count: int) -> nn.ModuleList:
 class DownLevel(nn.Module):
     def __init__(self, channels: int, out_channels: int, blocks: int, *, last: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(channels if i == 0 else out_channels, out_channels) for i in range(blocks)
-        )
+        self.block = res_blocks(channels, out_channels, blocks)
         self.downsample = nn.Identity() if last else AsymmetricDownsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,9 +129,7 @@ class DownLevel(nn.Module):
 class UpLevel(nn.Module):
     def __init__(self, channels: int, out_channels: int, blocks: int, *, last: bool) -> None:
         super().__init__()
-        self.block = nn.ModuleList(
-            ResnetBlock(channels if i == 0 else out_channels, out_channels) for i in range(blocks)
-        )
+        self.block = res_blocks(channels, out_channels, blocks)
         self.upsample = nn.Identity() if last else Upsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

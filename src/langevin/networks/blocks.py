@@ -13,6 +13,14 @@ GROUPS = 32
 M = TypeVar("M", bound=nn.Module)
 
 
+def check_counts(config: object, **least: int) -> None:
+    """ValueError where a field of `config` is below its least value."""
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise ValueError(f"{name} {value}: must be at least {low}")
+
+
 def zero_init(module: M) -> M:
     """Set all parameters to zero, so that a residual branch begins as nothing (Goyal et al. 2017, section 5.1)."""
     for parameter in module.parameters():

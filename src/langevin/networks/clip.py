@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.networks.attention import attend, merge_heads, split_heads
+from langevin.networks.blocks import check_counts
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -39,6 +40,7 @@ class ClipTextConfig:
     """The token whose state stands for the whole text."""
 
     def __post_init__(self) -> None:
+        check_counts(self, vocabulary=1, layers=1, mlp_width=1, positions=1, projection=1)
         check_transformer(self.width, self.heads, self.activation)
 
 
@@ -66,14 +68,15 @@ class ClipImageConfig:
     """Width of the space shared with texts. None: no projection."""
 
     def __post_init__(self) -> None:
+        check_counts(self, image_size=1, patch_size=1, in_channels=1, layers=1, mlp_width=1, projection=1)
         check_transformer(self.width, self.heads, self.activation)
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
 
 
 def check_transformer(width: int, heads: int, activation: str) -> None:
-    if width % heads:
-        raise ValueError(f"width {width} is not a multiple of heads {heads}")
+    if width < 1 or heads < 1 or width % heads:
+        raise ValueError(f"width {width} is not a positive multiple of heads {heads}")
     if activation not in ("quick_gelu", "gelu"):
         raise ValueError(f"activation {activation!r}: must be 'quick_gelu' or 'gelu'")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from langevin.networks.attention import AttentionBlock
-from langevin.networks.blocks import GROUPS, Downsample, ResBlock, Upsample, zero_init
+from langevin.networks.blocks import GROUPS, Downsample, ResBlock, Upsample, check_counts, zero_init
 from langevin.networks.embeddings import TimeEmbed
 from langevin.networks.transformer import SpatialTransformer
 
@@ -54,6 +54,20 @@ class UNetConfig:
     """Attention in float32 whatever the network's dtype (Stable Diffusion 2.1 needs it in float16)."""
 
     def __post_init__(self) -> None:
+        check_counts(
+            self,
+            in_channels=1,
+            out_channels=1,
+            model_channels=1,
+            num_res_blocks=1,
+            num_heads=1,
+            head_channels=1,
+            context_channels=1,
+            transformer_depth=1,
+            num_classes=1,
+        )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: must be at least 0 and below 1")
         if (self.num_heads is None) == (self.head_channels is None):
             raise ValueError(
                 f"num_heads {self.num_heads} and head_channels {self.head_channels}: set exactly one, the other None"
