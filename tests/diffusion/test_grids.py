@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import scipy.special
 import scipy.stats
@@ -105,6 +107,8 @@ def test_align_your_steps_is_the_published_table_at_10_steps() -> None:
         ("karras", 5, {"roh": 7}, "option 'roh' of the karras grid is unknown; its options: rho, sigma_min, sigma_max"),
         ("karras", 0, {}, "steps 0 is too small"),
         ("karras", 5, {"rho": 0}, "rho 0 is out of range"),
+        ("karras", 5, {"rho": 1e-5}, "rho 1e-05 is out of range"),
+        ("polyexponential", 5, {"rho": math.inf}, "rho inf is out of range"),
         ("karras", 5, {"sigma_min": 20.0}, "0 < sigma_min < sigma_max must hold"),
         ("exponential", 5, {"sigma_min": 0.0}, "0 < sigma_min < sigma_max must hold"),
         ("beta", 5, {"alpha": -1.0}, "alpha -1 is out of range"),
@@ -164,7 +168,7 @@ def test_strength_is_continuous() -> None:
     grid = make_grid("trailing", SD, 10)
     assert float(truncated(grid, 0.55)[0]) == pytest.approx(float((grid[4] * grid[5]) ** 0.5), rel=1e-12)
     assert truncated(grid, 0.05).tolist() == [float(grid[9]) / 2, 0.0]  # towards 0 linearly
-    for strength in (0.0, 1.01, -0.5):
+    for strength in (0.0, 1.01, -0.5, 1e-12):
         with pytest.raises(RequestError, match="strength"):
             truncated(grid, strength)
 

@@ -62,6 +62,14 @@ def test_rescale_in_epsilon_is_that_of_the_raw_outputs() -> None:
     torch.testing.assert_close(got, x - sigma * eps, rtol=1e-12, atol=1e-12)
 
 
+def test_rescale_leaves_an_image_without_deviation_as_it_is() -> None:
+    cond, uncond = torch.full((2, 3, 4, 4), 0.5), torch.full((2, 3, 4, 4), 0.25)
+    cond[1] = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0))
+    mixed = combine(cond, uncond, 3.0, rescale=0.7)
+    assert torch.equal(mixed[0], combine(cond, uncond, 3.0)[0])
+    assert torch.equal(mixed[1:], combine(cond[1:], uncond[1:], 3.0, rescale=0.7))
+
+
 @pytest.mark.parametrize("rescale", [-0.1, 1.1, math.nan])
 def test_rescale_out_of_range_is_refused(rescale: float) -> None:
     with pytest.raises(RequestError, match="rescale"):

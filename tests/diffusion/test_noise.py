@@ -132,5 +132,5 @@ def test_stream_intervals_are_the_next_draws() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (1.0, 2.0), (1.0, 1.0 - 1e-6), (1.0, 0.0), (1e9, 1.0)])
 def test_intervals_without_a_length_or_outside_the_path_are_refused(a: float, b: float) -> None:
-    with pytest.raises(ValueError, match="noise between"):
+    with pytest.raises(RequestError, match="noise between"):
         Noise([1], SHAPE).between(a, b)

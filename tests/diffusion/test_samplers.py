@@ -336,9 +336,12 @@ def test_an_unknown_sampler_is_named_with_the_known_ones() -> None:
     assert get_sampler("euler") is SAMPLERS["euler"]
 
 
-@pytest.mark.parametrize("levels", [[1.0], [0.0, 0.0], [float("inf"), 1.0], [1.0, 0.0, 0.5]])
+@pytest.mark.parametrize(
+    "levels",
+    [[1.0], [0.0, 0.0], [float("inf"), 1.0], [1.0, 0.0, 0.5], [1.0, 1.0, 0.0], [1.0, -0.5], [1.0, float("nan")]],
+)
 def test_steps_from_impossible_levels_are_refused(levels: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"step cannot start|no interval"):
+    with pytest.raises(ValueError, match=r"step cannot start|step cannot go|no interval"):
         list(SAMPLERS["euler"].run(wavy, torch.zeros(1, *SHAPE), torch.tensor(levels), noise64(1)))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -60,6 +61,18 @@ def test_zero_terminal_snr_keeps_the_first_level_and_ends_in_noise() -> None:
     root = before.abar.sqrt()
     published = (root - root[-1]) * root[0] / (root[0] - root[-1])
     torch.testing.assert_close(after.abar[:-1].sqrt(), published[:-1], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("make", [NoiseSchedule.linear, NoiseSchedule.cosine, NoiseSchedule.sigmoid])
+@pytest.mark.parametrize("steps", [2, 1000, 4000])
+def test_every_schedule_can_be_brought_to_zero_snr(make: Callable[[int], NoiseSchedule], steps: int) -> None:
+    """On the linear schedule the last but one abar is below 2^-24 already: the last one has to go below it."""
+    before = make(steps)
+    after = before.rescaled_zero_terminal_snr()
+    assert after.sigma_max >= 4095.9 and after.sigma_min == pytest.approx(before.sigma_min, rel=1e-9)
+    root = before.abar.sqrt()
+    published = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    torch.testing.assert_close(after.abar[:-1].sqrt(), published[:-1], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -79,7 +79,7 @@ def karras(
     sigma_max: float | None = None,
 ) -> Tensor:
     """sigma^(1/rho) in equal steps (Karras et al. 2022, equation 5)."""
-    _bounded("rho", rho, 0.0, math.inf)
+    _bounded("rho", rho, 0.1, 1000.0, above=False)  # beyond, powers of sigma overflow or all fall together
     low, high = _ends(schedule, sigma_min, sigma_max)
     return karras_levels(high, low, steps, rho)
 
@@ -106,7 +106,7 @@ def polyexponential(
     sigma_max: float | None = None,
 ) -> Tensor:
     """log sigma = log sigma_min + r^rho log(sigma_max / sigma_min), r from 1 to 0: k-diffusion's polynomial in log."""
-    _bounded("rho", rho, 0.0, math.inf)
+    _bounded("rho", rho, 0.1, 1000.0, above=False)  # beyond, powers of sigma overflow or all fall together
     low, high = _ends(schedule, sigma_min, sigma_max)
     return _exact_ends([low * (high / low) ** (r**rho) for r in ramp(steps)], high, low)
 
@@ -260,6 +260,8 @@ def truncated(sigmas: Tensor, strength: float) -> Tensor:
     """
     _bounded("strength", strength, 0.0, 1.0)
     first = _level_at(sigmas, 1 - strength)
+    if first <= sigmas[-1]:
+        raise RequestError(f"strength {strength:g} leaves nothing of a grid of {len(sigmas) - 1} steps; give more")
     return torch.cat([first[None], sigmas[sigmas < first]])
 
 

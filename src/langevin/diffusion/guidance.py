@@ -26,7 +26,7 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
 
     scale 1 gives `cond`, 0 gives `uncond`; the negative prompt takes uncond's place. rescale in [0, 1] draws each
     image's standard deviation towards that of `cond` (Lin et al. 2024, section 3.4), in whatever space the
-    two tensors are in.
+    two tensors are in. An image without any deviation is left as it is.
     """
     if not 0 <= rescale <= 1:
         raise RequestError(f"rescale {rescale:g} is out of range; it must be from 0 to 1")
@@ -34,7 +34,8 @@ def combine(cond: Tensor, uncond: Tensor, scale: float, rescale: float = 0.0) ->
     if rescale == 0:
         return guided
     dimensions = tuple(range(1, guided.ndim))
-    ratio = cond.std(dimensions, keepdim=True) / guided.std(dimensions, keepdim=True)
+    spread = guided.std(dimensions, keepdim=True)  # B 1 1 1
+    ratio = torch.where(spread > 0, cond.std(dimensions, keepdim=True) / spread, 1.0)
     return guided * (1 - rescale + rescale * ratio)
 
 

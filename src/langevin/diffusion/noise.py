@@ -116,6 +116,8 @@ class Noise:
         `sqrt(c - a) n(a, c) = sqrt(b - a) n(a, b) + sqrt(c - b) n(b, c)`. The clock is that of the reverse SDE with
         eta = 1, where the noise in `x / sigma^2` is exactly `W(1 / sigma_next^2) - W(1 / sigma^2)`: a solver
         with more steps then follows the same realisation more closely.
+
+        Raises RequestError for levels that are too close together, or outside 1e-7 ... 9e6.
         """
         match self.interval:
             case IntervalNoise.PATH:
@@ -152,8 +154,9 @@ class _BrownianPath:
         """Unit-variance increment from `sigma` down to `sigma_next`, C H W."""
         start, end = _leaf(sigma), _leaf(sigma_next)
         if start >= end:
-            raise ValueError(
-                f"noise between sigma {sigma} and {sigma_next}: levels must fall by more than 1 part in {_LEAVES}"
+            raise RequestError(
+                f"noise between sigma {sigma:.8g} and {sigma_next:.8g}: levels must fall by more than 1 part in "
+                f"{_LEAVES}; use fewer steps or another grid"
             )
         used: dict[tuple[int, int], Tensor] = {}
         root = (-_SPAN * _LEAVES, _SPAN * _LEAVES)
@@ -192,8 +195,9 @@ class _BrownianPath:
 def _leaf(sigma: float) -> int:
     """Where `sigma` stands in the tree: log(1 / sigma) in whole leaves."""
     if not math.exp(-_SPAN) <= sigma <= math.exp(_SPAN):
-        raise ValueError(
-            f"noise between levels: sigma {sigma} is outside {math.exp(-_SPAN):.2g} ... {math.exp(_SPAN):.2g}"
+        raise RequestError(
+            f"noise between levels: sigma {sigma:g} is outside {math.exp(-_SPAN):.2g} ... {math.exp(_SPAN):.2g}; "
+            "use a grid within"
         )
     return round(-math.log(sigma) * _LEAVES)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 _SMALLEST_ABAR = 2.0**-24
 """A zero terminal SNR would be sigma = infinity. The last abar is held at this value instead (sigma = 4096), where
-signal is below float32's resolution of the noise; other programs do the same."""
+signal is below float32's resolution of the noise, as in diffusers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +70,14 @@ class NoiseSchedule:
     def rescaled_zero_terminal_snr(self) -> NoiseSchedule:
         """The schedule shifted and scaled so that the last step is pure noise (Lin et al. 2024, algorithm 1).
 
-        The last abar is 2^-24 instead of 0, so that sigma stays finite.
+        The last abar is 2^-24 instead of 0, so that sigma stays finite; it is half of the one before where that is
+        smaller still, as on the linear schedule of 1000 steps, so that sigma goes on rising.
         """
         root = torch.sqrt(self.abar)
         root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        return NoiseSchedule.from_abar(torch.clamp(root**2, min=_SMALLEST_ABAR))
+        abar = root**2
+        abar[-1] = min(_SMALLEST_ABAR, float(abar[-2]) / 2)
+        return NoiseSchedule.from_abar(abar)
 
     # -- the table ------------------------------------------------------------------------------------------------
 

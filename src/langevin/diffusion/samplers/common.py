@@ -12,7 +12,7 @@ from torch import Tensor
 def intervals(sigmas: Tensor) -> list[tuple[int, float, float]]:
     """(index, sigma, next sigma) of every interval, as Python floats, which are float64.
 
-    Raises ValueError where a level that a step starts from is not positive and finite.
+    Raises ValueError where a level that a step starts from is not positive and finite, or equals the next one.
     """
     levels: list[float] = sigmas.tolist()
     if len(levels) < 2:
@@ -20,6 +20,9 @@ def intervals(sigmas: Tensor) -> list[tuple[int, float, float]]:
     for s in levels[:-1]:
         if not 0 < s < math.inf:
             raise ValueError(f"a step cannot start from sigma {s}; all levels but the last must be positive and finite")
+    for s, s1 in pairwise(levels):
+        if s == s1 or not 0 <= s1 < math.inf:
+            raise ValueError(f"a step cannot go from sigma {s} to {s1}; levels must differ and be at least 0")
     return [(i, s, s1) for i, (s, s1) in enumerate(pairwise(levels))]
 
 
