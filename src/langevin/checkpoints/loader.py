@@ -143,6 +143,7 @@ def build(checkpoint: Checkpoint, found: Source, dtype: torch.dtype, device: str
     if prediction is None:
         prediction = probe_prediction(networks["unet"], schedule, text, label=checkpoint.label)
         reason = "a probe: the network's answer to pure noise"
+        checkpoint = with_prediction(checkpoint, prediction)
     info = CheckpointInfo(
         name=found.name,
         source=found.source,
@@ -184,7 +185,7 @@ def locate(
         return Source(path, path.stem, f"package:{PACKAGED}", None)
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if path.exists():
+    if _exists(path):
         if revision is not None:
             raise CheckpointError(f"revision={revision}: {path} is on this machine; revisions belong to Hub ids")
         return Source(path, path.name if path.is_dir() else path.stem, str(path), None)
@@ -195,7 +196,7 @@ def locate(
         folders = os.environ.get(MODEL_FOLDERS)
         where = f"in {folders}" if folders else f"(${MODEL_FOLDERS} is not set)"
         raise CheckpointError(
-            f"{text}: no such file or folder, no model of that name {where}, and not a Hub id (owner/name)"
+            f"{text[:200]!r}: no such file or folder, no model of that name {where}, and not a Hub id (owner/name)"
         )
     fetched = hub.fetch(repository, revision=revision, non_ema=ema is False, half=half, allow_pickle=allow_pickle)
     name = repository.file.rpartition("/")[2].rpartition(".")[0] if repository.file else repository.name
@@ -207,9 +208,17 @@ def _in_model_folders(name: str) -> Path | None:
         return None
     for folder in filter(None, os.environ.get(MODEL_FOLDERS, "").split(os.pathsep)):
         for candidate in (Path(folder, name), Path(folder, f"{name}.safetensors")):
-            if candidate.exists():
+            if _exists(candidate):
                 return candidate
     return None
+
+
+def _exists(path: Path) -> bool:
+    """False for what cannot be a path at all: too long, or with a NUL in it."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -233,7 +242,11 @@ def as_prediction(prediction: str | Prediction | None) -> Prediction | None:
 
 def with_prediction(checkpoint: Checkpoint, prediction: Prediction) -> Checkpoint:
     """The same checkpoint, with the prediction type known from elsewhere."""
-    return dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, prediction=prediction))
+    return dataclasses.replace(
+        checkpoint,
+        config=dataclasses.replace(checkpoint.config, prediction=prediction),
+        layout=dataclasses.replace(checkpoint.layout, complete=False),
+    )
 
 
 def load_controlnet(

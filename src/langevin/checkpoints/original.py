@@ -97,7 +97,7 @@ def open_original(
         metadata=tuple(file.metadata.items()),
         unet=chosen,
         text=names,
-        complete=stated.inside and sidecar is None,
+        complete=(stated.inside or stated.prediction is None) and sidecar is None,
     )
     return Checkpoint(
         label=file.label,
