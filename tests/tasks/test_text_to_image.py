@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
 from langevin.tasks import GenerateRequest, Plan, run, text_to_image
-from langevin.tasks.from_text import completed
+from langevin.tasks.from_text import _decode, _size_notices, completed
 
 
 def plan(bundle: ModelBundle, **options: Any) -> Plan:
@@ -47,6 +49,20 @@ def test_the_picture_has_the_very_size_asked_for(tiny_bundle: ModelBundle, size:
     assert result.images[0].size == size
     uneven = size[0] % 4 or size[1] % 4
     assert any("not a multiple of 4" in notice for notice in result.notices) == bool(uneven)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(8, 4096), st.integers(8, 4096), st.sampled_from([1, 4, 8]))
+def test_any_size_comes_out_of_whole_cells(width: int, height: int, factor: int) -> None:
+    class Upsampler:
+        def decode(self, latents: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(1).expand(1, 3, latents.shape[-2] * factor, latents.shape[-1] * factor)
+
+    cells = torch.zeros(1).expand(1, 4, -(-height // factor), -(-width // factor))
+    assert cells.shape[-1] * factor - width < factor
+    assert _decode(Upsampler(), height, width)(cells).shape == (1, 3, height, width)  # type: ignore[arg-type]
+    uneven = bool(width % factor or height % factor)
+    assert len(_size_notices(width, height, factor)) == uneven
 
 
 def test_a_cut_picture_is_the_middle_of_the_padded_one(tiny_bundle: ModelBundle) -> None:
@@ -144,7 +160,10 @@ def test_a_program_that_stops_above_zero_has_its_last_state_scaled(tiny_bundle: 
         ({"sampler_options": {"nothing": 1}}, "option 'nothing' of sampler dpmpp_2m is unknown"),
         ({"sampler": "ddim", "eta": 0.5, "sampler_options": {"eta": 0.1}}, "eta was given twice"),
         ({"sampler": "restart", "compat": "diffusers"}, "sampler 'restart' cannot be run as diffusers does"),
-        ({"schedule": "karras", "compat": "diffusers", "sampler": "ddim"}, "ddim on the grid 'karras' cannot be run as diffusers does"),
+        (
+            {"schedule": "karras", "compat": "diffusers", "sampler": "ddim"},
+            "ddim on the grid 'karras' cannot be run as diffusers does",
+        ),
         ({"clip_skip": 9}, "clip_skip 9 is out of bounds"),
         ({"prompt": "a cat and " * 60, "long": "error"}, "token"),
     ],
