@@ -12,7 +12,9 @@ from PIL import Image
 from tests.training.conftest import add, draw, png
 
 from langevin.errors import DataError
+from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import DataConfig, read_shards
+from langevin.training.randomness import generator
 
 
 def test_reads_every_sample_in_the_order_of_the_keys(shapes: Path) -> None:
@@ -86,4 +88,53 @@ def test_a_folder_without_shards_is_an_error_that_names_it(tmp_path: Path) -> No
         read_shards(tmp_path / "missing", DataConfig())
     (tmp_path / "broken.tar").write_bytes(b"not a tar file at all" * 100)
     with pytest.raises(DataError, match=r"broken\.tar is not a readable tar"):
+        read_shards(tmp_path, DataConfig())
+
+
+def shard(path: Path, *members: tuple[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            add(tar, name, data)
+    return path
+
+
+PNG = png(Image.new("RGB", (16, 16), (255, 0, 0)))
+RECORD = json.dumps({"caption": "red"}).encode()
+
+
+def test_folders_in_a_shard_are_part_of_the_key(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", ("x/1.png", PNG), ("x/1.json", RECORD), ("y/1.png", PNG), ("y/1.json", RECORD))
+    assert len(read_shards(tmp_path, DataConfig(size=16))) == 2
+
+
+@pytest.mark.parametrize("second", [("1.png", PNG), ("1.jpg", PNG), ("1.json", RECORD)])
+def test_a_key_that_occurs_twice_is_an_error(tmp_path: Path, second: tuple[str, bytes]) -> None:
+    shard(tmp_path / "a.tar", ("1.png", PNG), ("1.json", RECORD), second)
+    with pytest.raises(DataError, match=r"key '1' occurs twice in a\.tar"):
+        read_shards(tmp_path, DataConfig(size=16))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"caption": " "}, "no caption"),
+        ({"caption": "red", "keywords": "red, blue"}, "keywords is not a list"),
+        ({"caption": "red", "keywords": 3}, "keywords is not a list"),
+    ],
+)
+def test_a_set_of_unreadable_samples_says_why(tmp_path: Path, record: dict[str, object], message: str) -> None:
+    shard(tmp_path / "a.tar", ("1.png", PNG), ("1.json", json.dumps(record).encode()))
+    with pytest.raises(DataError, match=rf"2 could not be read, the first: a\.tar: 1\.json: {message}"):
+        read_shards(tmp_path, DataConfig(size=16))
+
+
+def test_keywords_may_be_null(tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", ("1.png", PNG), ("1.json", json.dumps({"caption": "red", "keywords": None}).encode()))
+    (record,) = read_shards(tmp_path, DataConfig(size=16)).records
+    assert "red" in caption(record, CaptionConfig(keyword_share=1), generator(0, "test"))
+
+
+def test_a_folder_with_a_shards_name_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").mkdir()
+    with pytest.raises(DataError, match=r"a\.tar is not a readable tar file"):
         read_shards(tmp_path, DataConfig())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,9 +29,9 @@ class Regression:
 
     count = 40
 
-    def __init__(self, data: str = "a", poison: int | None = None) -> None:
+    def __init__(self, data: str = "a", poison: int | None = None, width: int = 8, dropout: float = 0.0) -> None:
         torch.manual_seed(7)
-        self.module: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+        self.module: nn.Module = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 2))
         self.x = torch.randn(self.count, 4, generator=generator(1, "x"))
         self.y = self.x[:, :2] * 2 - self.x[:, 2:]
         self.facts: dict[str, Any] = {"data": data}
@@ -117,6 +119,90 @@ def test_a_killed_run_goes_on_to_the_very_same_state(tmp_path: Path) -> None:
     assert rows == list(range(5, 61, 5))
 
 
+def test_dropout_too_is_a_function_of_the_step(tmp_path: Path) -> None:
+    for _ in train(Regression(dropout=0.5), CONFIG, tmp_path / "whole", seed=0):
+        pass
+    for step in (steps := train(Regression(dropout=0.5), CONFIG, tmp_path / "cut", seed=0)):
+        if step.step == 23:
+            steps.close()
+    torch.manual_seed(12345)
+    for _ in train(Regression(dropout=0.5), CONFIG, tmp_path / "cut", seed=0, resume=True):
+        torch.rand(3)  # what else the process draws does not matter
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_the_remains_of_a_kill_are_cleared_away(tmp_path: Path) -> None:
+    """Half a line of metrics, half a checkpoint, half a removal."""
+    for _ in train(Regression(), CONFIG, tmp_path / "whole", seed=0):
+        pass
+    for step in (steps := train(Regression(), CONFIG, tmp_path / "cut", seed=0)):
+        if step.step == 23:
+            steps.close()
+    checkpoints = tmp_path / "cut" / "checkpoints"
+    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 25, "loss": 0.0')
+    for name in (".00000030.0123456789abcdef.tmp", ".00000020.0123456789abcdef.old"):
+        (checkpoints / name).mkdir()
+        (checkpoints / name / "weights.safetensors").write_bytes(b"half")
+    lost = checkpoints / ".00000015.0123456789abcdef.old"  # the only copy of its step
+    lost.mkdir()
+    for _ in train(Regression(), CONFIG, tmp_path / "cut", seed=0, resume=True):
+        pass
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    rows = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == list(range(5, 61, 5))
+    assert sorted(p.name for p in checkpoints.iterdir()) == [lost.name, "00000050", "00000060"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("weights.safetensors", b""),
+        ("ema.safetensors", None),
+        ("optimizer.safetensors", b"\x08\0\0\0\0\0\0\0{}      1234"),
+        ("state.json", b'{"format": 1, "st'),
+        ("state.json", b"[]"),
+        ("state.json", b'{"format": 1}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_line_that_says_how_to_go_on(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    for _ in train(Regression(), CONFIG, tmp_path / "whole", seed=0):
+        pass
+    for step in (steps := train(Regression(), CONFIG, tmp_path / "cut", seed=0)):
+        if step.step == 23:
+            steps.close()
+    newest = tmp_path / "cut" / "checkpoints" / "00000023"
+    if content is None:
+        (newest / name).unlink()
+    else:
+        (newest / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"00000023 is damaged .*remove that folder to go on from step 20") as e:
+        next(train(Regression(), CONFIG, tmp_path / "cut", seed=0, resume=True))
+    assert "\n" not in str(e.value)
+    shutil.rmtree(newest)
+    for _ in train(Regression(), CONFIG, tmp_path / "cut", seed=0, resume=True):
+        pass
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_weights_of_another_architecture_are_one_line(tmp_path: Path) -> None:
+    next(steps := train(Regression(), CONFIG, tmp_path, seed=0))
+    steps.close()
+    with pytest.raises(CheckpointError, match=r"00000001 holds weights of another architecture.*or another --out$"):
+        next(train(Regression(width=9), CONFIG, tmp_path, seed=0, resume=True))
+    with pytest.raises(CheckpointError, match="another architecture"):
+        checkpointing.load_ema(tmp_path / "checkpoints", Regression(width=9).module)
+
+
+def test_another_loop_is_refused_by_the_field_that_differs(tmp_path: Path) -> None:
+    next(steps := train(Regression(), CONFIG, tmp_path, seed=0))
+    steps.close()
+    other = CONFIG.model_copy(update={"beta2": 0.5})
+    with pytest.raises(CheckpointError, match=r"made with loop\.beta2 = 0\.99, not 0\.5: resume"):
+        next(train(Regression(), other, tmp_path, seed=0, resume=True))
+
+
 def test_another_seed_or_other_data_is_not_resumed(tmp_path: Path) -> None:
     steps = train(Regression(), CONFIG, tmp_path, seed=0)
     next(steps)
@@ -144,19 +230,36 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_last_checkpoint_kept(t
     assert checkpointing.steps_saved(tmp_path / "checkpoints")[-1] == 20
 
 
-def test_a_failed_save_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path) -> None:
+    """The loss of step 9 is finite, its gradient is not, and a checkpoint is due after that step."""
+
+    class Root(Regression):
+        def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, extra = super().loss(samples, step)
+            return (loss + (loss - loss).sqrt() if step == 9 else loss), extra
+
+    with pytest.raises(NotFiniteError, match=r"gradient's norm is nan at step 9 .*there is no checkpoint yet"):
+        for _ in train(Root(), CONFIG, tmp_path, seed=0):
+            pass
+    assert checkpointing.steps_saved(tmp_path / "checkpoints") == []
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+def test_a_failed_save_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     calls = 0
 
     def full(*args: object, **kwargs: object) -> None:
         nonlocal calls
         calls += 1
         if calls == 5:  # the second file of the second checkpoint
-            raise OSError(28, "No space left on device")
+            raise error
         original(*args, **kwargs)  # type: ignore[arg-type]
 
     original = checkpointing.save_file
     monkeypatch.setattr(checkpointing, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match=r"00000020 cannot be written .*No space.*the checkpoints before it"):
         for _ in train(Regression(), CONFIG, tmp_path, seed=0):
             pass
     folder = tmp_path / "checkpoints"

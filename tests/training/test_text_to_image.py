@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,82 @@ def test_wrong_words_are_one_line_and_exit_code_2(
         assert message in capsys.readouterr().err
     assert train(shapes, tmp_path / "r", "--stage", "diffusion") == 2
     assert "is not finished: train --stage autoencoder first" in capsys.readouterr().err
+
+
+def no_stage(*args: object, **kwargs: object) -> None:
+    raise AssertionError("training began")
+
+
+def test_what_can_be_refused_is_refused_before_training(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import langevin.training.plots as plots
+    import langevin.training.run as command
+
+    monkeypatch.setattr(command, "train_stage", no_stage)
+    file = tmp_path / "file"
+    file.write_text("")
+    for out, more, message in [
+        (tmp_path / "r", ("--device", "cuda:77"), "device 'cuda:77' is not available"),
+        (tmp_path / "r", ("--device", "gpu"), "device 'gpu' is not available"),
+        (file, (), "file cannot be written (File exists): give another --out"),
+        (file / "r", (), "cannot be written (Not a directory): give another --out"),
+    ]:
+        assert train(shapes, out, *more) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    assert train(shapes, tmp_path / "r") == 2
+    assert "with matplotlib, which is missing" in capsys.readouterr().err
+
+
+def test_a_further_sitting_has_to_fit_the_first(
+    run_folder: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options that no checkpoint knows of: the prediction type, sizes that leave the weights' shapes as they are."""
+    out = tmp_path / "run"
+    for stage in ("autoencoder", "clip"):
+        shutil.copytree(run_folder / stage, out / stage)
+    shutil.copy(run_folder / "run.json", out)
+    before = (out / "run.json").read_bytes()
+    for setting, message in [
+        ("clip.text.heads=1", "was begun with clip.text.heads = 2, not 1"),
+        ("seed=1", "was begun with seed = 0, not 1"),
+        ("captions.style_share=0.25", "was begun with captions.style_share = 0.5, not 0.25"),
+    ]:
+        assert train(shapes, out, "--resume", "--set", setting) == 2
+        assert message in capsys.readouterr().err
+        assert (out / "run.json").read_bytes() == before
+    # A stage that has not begun may change; then its options hold too. What only shows may change at any time.
+    more = ("--stage", "diffusion", "--resume", "--set", "clip.loop.log_every=1", "--set")
+    assert train(shapes, out, *more, "diffusion.prediction=epsilon") == 0
+    assert "diffusion: nothing to go on from, begins" in capsys.readouterr().err
+    assert train(shapes, out, *more, "diffusion.prediction=v") == 2
+    assert "was begun with diffusion.prediction = 'epsilon', not 'v'" in capsys.readouterr().err
+    assert train(shapes, out, *more, "diffusion.prediction=epsilon", "--set", "diffusion.guidance=2") == 0
+    assert "diffusion: goes on from step 6" in capsys.readouterr().err
+
+
+def test_without_a_terminal_progress_is_lines(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import langevin.training.run as command
+
+    monkeypatch.setattr(command, "_LINE_EVERY", 0.0)
+    assert train(shapes, tmp_path / "r", "--stage", "autoencoder") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("autoencoder ")]
+    assert [line.split(":")[0] for line in lines[:3]] == [f"autoencoder {n}/6" for n in (2, 4, 6)]
+    assert all("loss" in line and "min left" in line for line in lines[:3])
+
+
+def test_the_second_ctrl_c_does_not_wait_for_the_step() -> None:
+    from langevin.training.run import _interruption
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), _interruption() as interrupted:
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

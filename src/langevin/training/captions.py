@@ -39,7 +39,7 @@ def caption(record: Mapping[str, Any], config: CaptionConfig, generator: torch.G
     text = str(record["caption"])
     if chance(config.article_share):
         text = f"{'an' if text[:1].lower() in 'aeiou' else 'a'} {text}"
-    keywords = [str(k) for k in record.get("keywords", ()) if k != record["caption"]]
+    keywords = [str(k) for k in record.get("keywords") or () if k != record["caption"]]
     if keywords and chance(config.keyword_share):
         order = torch.randperm(len(keywords), generator=generator).tolist()
         text = ", ".join([text, *(keywords[i] for i in order[: 1 + below(3)])])

@@ -12,7 +12,7 @@ from langevin.errors import RequestError
 class Config(BaseModel):
     """Base of all training configurations: frozen, and no field that is not declared."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LoopConfig(Config):
@@ -61,13 +61,23 @@ def override(config: Any, assignments: list[str]) -> Any:
                 break
         if not isinstance(place, dict) or last not in place:
             raise RequestError(f"--set {assignment}: there is no field {name!r}; the fields here: {_names(data, path)}")
-        place[last] = _value(text)
+        value = _value(text)
+        if isinstance(value, bool) and not isinstance(place[last], bool):  # else pydantic takes true for 1
+            raise RequestError(f"--set {assignment}: {name} cannot be true or false; it is {place[last]!r} now")
+        place[last] = value
     try:
         return TypeAdapter(type(config)).validate_python(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        raise RequestError(f"--set: {where} = {first.get('input')!r}: {first['msg']}") from None
+        raise RequestError(f"--set: {_first_fault(error)}") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Where it is, what was given, what is allowed. A whole section as the value given would say nothing."""
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"])
+    given = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}{given}: {message}" if where else message
 
 
 def _value(text: str) -> Any:

@@ -7,7 +7,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class DataConfig(Config):
 
     size: int = Field(64, ge=8, le=1024)
     """Width and height in pixels; pictures are resized by area averaging (`PIL.Image.BOX`) when that divides evenly,
-    else by Lanczos."""
+    else by Lanczos. One that is not square is squeezed into a square."""
     include: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Keep a sample only if each of these fields of its record has one of the values."""
     exclude: dict[str, tuple[str, ...]] = Field(default_factory=dict)
@@ -83,8 +83,9 @@ def read_shards(folder: Path, config: DataConfig) -> PictureSet:
             except DataError as error:
                 unreadable.append(f"{shard.name}: {key}: {error}")
     if not found:
+        why = f"; {len(unreadable)} could not be read, the first: {unreadable[0]}" if unreadable else ""
         raise DataError(
-            f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}"
+            f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}{why}"
         )
     keys = sorted(found)
     pictures = torch.from_numpy(np.stack([found[k][1] for k in keys])).permute(0, 3, 1, 2).contiguous()
@@ -99,7 +100,8 @@ def _members(shard: Path, unreadable: list[str]) -> list[tuple[str, Mapping[str,
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                path = Path(member.name)
+                path = PurePosixPath(member.name)
+                key = str(path.with_suffix(""))
                 if not member.isreg() or path.suffix.lower() not in (*_PICTURES, ".json"):
                     continue
                 if member.size > _LARGEST_MEMBER:
@@ -107,22 +109,32 @@ def _members(shard: Path, unreadable: list[str]) -> list[tuple[str, Mapping[str,
                     continue
                 file = tar.extractfile(member)
                 data = b"" if file is None else file.read()
+                if key in (records if path.suffix.lower() == ".json" else pictures):
+                    raise DataError(f"the key {key!r} occurs twice in {shard.name}")
                 if path.suffix.lower() != ".json":
-                    pictures[path.stem] = data
+                    pictures[key] = data
                     continue
                 try:
                     record = json.loads(data)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     unreadable.append(f"{shard.name}: {member.name}: {error}")
                     continue
-                if isinstance(record, dict) and isinstance(record.get("caption"), str):
-                    records[path.stem] = record
+                if (fault := _record_fault(record)) is None:
+                    records[key] = record
                 else:
-                    unreadable.append(f"{shard.name}: {member.name}: no caption")
-    except tarfile.TarError as error:
+                    unreadable.append(f"{shard.name}: {member.name}: {fault}")
+    except (tarfile.TarError, OSError) as error:
         raise DataError(f"{shard} is not a readable tar file: {error}") from error
     unreadable += [f"{shard.name}: {key}: a picture without a record" for key in pictures.keys() - records.keys()]
     return [(key, records[key], pictures[key]) for key in sorted(pictures.keys() & records.keys())]
+
+
+def _record_fault(record: Any) -> str | None:
+    if not isinstance(record, dict) or not isinstance(record.get("caption"), str) or not record["caption"].strip():
+        return "no caption"
+    if not isinstance(record.get("keywords", []), list | None):
+        return "keywords is not a list"
+    return None
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:

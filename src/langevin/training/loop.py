@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Generator
@@ -14,14 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from langevin.checkpoints.atomic import atomic_write
 from langevin.errors import NotFiniteError, RequestError
-from langevin.training import checkpointing
+from langevin.training import checkpointing, metrics
 from langevin.training.config import LoopConfig
 from langevin.training.ema import ExponentialMovingAverage
-from langevin.training.randomness import SampleOrder
+from langevin.training.randomness import SampleOrder, seed_for
 
-_FREE = {"log_every", "save_every", "sample_every", "keep"}
+FREE = {"log_every", "save_every", "sample_every", "keep"}
 """Fields that may change when a run is resumed: they leave the weights as they are."""
 
 
@@ -63,22 +61,25 @@ def train(
 
     A step is a function of the weights, the seed and its number, so that a resumed run goes on as if it had not
     stopped. Closing the generator saves a checkpoint first. Raises RequestError where the folder holds a run and
-    `resume` is not set, and NotFiniteError when the loss is not finite, with the last checkpoint kept.
+    `resume` is not set, CheckpointError where its newest checkpoint does not fit or cannot be read, and
+    NotFiniteError when the loss or its gradient is not finite, with the last checkpoint kept. The global random
+    stream, which dropout draws from, is seeded anew for every step.
     """
     checkpoints = folder / "checkpoints"
     if checkpointing.steps_saved(checkpoints) and not resume:
         raise RequestError(f"{folder} already holds a run: add --resume to go on with it, or give another --out")
     folder.mkdir(parents=True, exist_ok=True)
+    checkpointing.clear_unfinished(checkpoints)
     module = objective.module
     ema = ExponentialMovingAverage(module, config.ema_decay)
     optimizer = _optimizer(module, config)
-    facts = {"loop": config.model_dump(mode="json", exclude=_FREE), "seed": seed, **objective.facts}
+    facts = {"loop": config.model_dump(mode="json", exclude=FREE), "seed": seed, **objective.facts}
     start = (
         checkpointing.load(checkpoints, module, ema, optimizer, facts)
         if resume and checkpointing.steps_saved(checkpoints)
         else 0
     )
-    _cut_metrics(folder / "metrics.jsonl", start)
+    metrics.cut(folder / "metrics.jsonl", start)
     order = SampleOrder(seed, objective.count)
     parameters = [p for p in module.parameters() if p.requires_grad]
     saved, done = start, start
@@ -95,26 +96,23 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step)
             samples = order.batch(step, config.batch_size)
+            torch.manual_seed(seed_for(seed, "step", step))
             with _attention(device):
                 with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                     loss, extra = objective.loss(samples, step)
-                if not torch.isfinite(loss):
-                    first = [i for _, i in samples][:8]
-                    raise NotFiniteError(
-                        f"the loss is {float(loss.detach())} at step {step} (samples {first} ...); "
-                        f"the checkpoint of step {saved} is kept: lower loop.learning_rate and start again"
-                    )
+                _finite("loss", loss, step, samples, saved)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+            _finite("gradient's norm", norm, step, samples, saved)
             optimizer.step()
             ema.update(module, step)
             done = step + 1
             seen += len(samples)
-            metrics = None
+            figures = None
             if done % config.log_every == 0 or done == config.steps:
                 elapsed = time.perf_counter() - began
-                metrics = {
+                figures = {
                     "loss": float(loss.detach()),
                     **{k: float(v) for k, v in extra.items()},
                     "gradient_norm": float(norm),
@@ -122,12 +120,12 @@ def train(
                     "samples_per_second": seen / elapsed,
                 }
                 began, seen = time.perf_counter(), 0
-                _record(folder / "metrics.jsonl", {"step": done, **metrics})
+                metrics.record(folder / "metrics.jsonl", {"step": done, **figures})
             if done % config.save_every == 0 or done == config.steps:
                 save()
             if done % config.sample_every == 0 or done == config.steps:
                 objective.preview(ema.module, folder / f"preview-{done:08d}.png")
-            yield TrainingStep(done, metrics)
+            yield TrainingStep(done, figures)
     except GeneratorExit:
         # Closed at the yield, between two steps. A step cut off in its middle would not be a state of the
         # uninterrupted run, so an exception from within leaves the last checkpoint as it is.
@@ -144,6 +142,15 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * (
         config.final_rate + (1 - config.final_rate) * (1 + math.cos(math.pi * min(1.0, through))) / 2
     )
+
+
+def _finite(what: str, value: Tensor, step: int, samples: list[tuple[int, int]], saved: int) -> None:
+    if not torch.isfinite(value):
+        kept = f"the checkpoint of step {saved} is kept" if saved else "there is no checkpoint yet"
+        raise NotFiniteError(
+            f"the {what} is {float(value.detach())} at step {step} (samples {[i for _, i in samples][:8]} ...); "
+            f"{kept}: lower loop.learning_rate and start again"
+        )
 
 
 def _attention(device: str) -> AbstractContextManager[None]:
@@ -167,16 +174,3 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
         betas=(config.beta1, config.beta2),
         fused=True,
     )
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop what was recorded after the checkpoint that a killed run goes on from: it will be recorded again."""
-    if path.is_file():
-        rows = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(f"{row}\n" for row in rows))
-
-
-def _record(path: Path, row: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import math
+from importlib.util import find_spec
 from pathlib import Path
 
 from langevin.checkpoints.atomic import atomic_write
+from langevin.errors import RequestError
+from langevin.training import metrics
 
 _SHOWN = ("loss", "unweighted", "psnr", "kl", "accuracy", "gradient_norm", "learning_rate")
 
 
-def plot_metrics(folder: Path) -> Path:
-    """Draw the curves of `folder/metrics.jsonl` into `folder/metrics.png` and return its path."""
+def check_plotting() -> None:
+    """RequestError where Matplotlib is missing: to be said before hours of training, not after them."""
+    if find_spec("matplotlib") is None:
+        raise RequestError("training draws its loss curves with matplotlib, which is missing: pip install matplotlib")
+
+
+def plot_metrics(folder: Path) -> Path | None:
+    """Draw the curves of `folder/metrics.jsonl` into `folder/metrics.png`: its path, None where nothing is recorded."""
     # Matplotlib's objects rather than pyplot: no global state, no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics.read(folder / "metrics.jsonl")
+    if not rows:
+        return None
     names = [name for name in _SHOWN if name in rows[-1]]
     figure = Figure(figsize=(3.6 * len(names), 2.8), layout="constrained")
     FigureCanvasAgg(figure)
     for place, name in enumerate(names):
         axes = figure.add_subplot(1, len(names), place + 1)
-        axes.plot([r["step"] for r in rows], [r[name] for r in rows], linewidth=0.8)
+        axes.plot([r["step"] for r in rows], [r.get(name, math.nan) for r in rows], linewidth=0.8)
         axes.set_title(name)
         axes.set_xlabel("step")
         if name in ("loss", "unweighted", "kl"):

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 
-def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator that depends on the seed and the purpose alone: ("noise", step), ("caption", epoch, index)..."""
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """A 64-bit seed that depends on the seed and the purpose alone: ("noise", step), ("caption", epoch, index)..."""
     text = repr((seed, *purpose)).encode()
-    value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-    return torch.Generator("cpu").manual_seed(value)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator with the seed of `seed_for`."""
+    return torch.Generator("cpu").manual_seed(seed_for(seed, *purpose))
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import platform
 import signal
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,12 +13,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from langevin.checkpoints.atomic import atomic_write
+from langevin.errors import RequestError
+from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet, read_shards
 from langevin.training.export import export
-from langevin.training.plots import plot_metrics
+from langevin.training.papers import check_papers, write_papers
+from langevin.training.plots import check_plotting, plot_metrics
 from langevin.training.text_to_image import STAGES, Stage, TextToImageConfig, train_stage
-from langevin.version import __version__
+
+_LINE_EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal to draw a bar on."""
 
 
 def run_recipe(
@@ -33,29 +37,20 @@ def run_recipe(
 ) -> None:
     """Train the stages in turn, with progress on the terminal; write `run/model.safetensors` after the last.
 
-    Ctrl-C ends after the step in hand, with a checkpoint, and raises KeyboardInterrupt.
+    Ctrl-C ends after the step in hand, with a checkpoint, and raises KeyboardInterrupt; a second one ends at once.
+    Whatever can be refused is refused before the first step: RequestError for a device that is not here, a folder
+    that cannot be written, options that do not fit a run that has begun.
     """
     console = Console(stderr=True)
+    check_plotting()
+    _check_device(device)
+    _check_folder(run)
+    check_papers(run, config)
     pictures = read_shards(data, config.data)
     for line in pictures.unreadable:
         console.print(f"unreadable: {line}", markup=False)
     console.print(f"{len(pictures)} pictures, fingerprint {pictures.fingerprint[:12]}, on {device}")
-    run.mkdir(parents=True, exist_ok=True)
-    papers = {
-        "recipe": recipe,
-        "config": config.model_dump(mode="json"),
-        "data": {"pictures": len(pictures), "fingerprint": pictures.fingerprint},
-        "environment": {
-            "langevin": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "device": device,
-            "threads": torch.get_num_threads(),
-        },
-    }
-    with atomic_write(run / "run.json") as temporary:
-        temporary.write_text(json.dumps(papers, indent=1))
+    write_papers(run, recipe, config, pictures, device)
     for stage in (s for s in STAGES if s in stages):
         _run_stage(config, stage, pictures, run, console, device=device, resume=resume)
     if STAGES[-1] in stages:
@@ -73,7 +68,10 @@ def _run_stage(
     device: str,
     resume: bool,
 ) -> None:
-    total = getattr(config, stage).loop.steps
+    loop = getattr(config, stage).loop
+    begun = max(steps_saved(run / stage / "checkpoints"), default=0)
+    if resume:
+        console.print(f"{stage}: goes on from step {begun}" if begun else f"{stage}: nothing to go on from, begins")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -82,14 +80,20 @@ def _run_stage(
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[figures]}"),
     )
+    said = time.monotonic()
     with Progress(*columns, console=console) as progress, _interruption() as interrupted:
-        task = progress.add_task(stage, total=total, figures="")
+        task = progress.add_task(stage, total=loop.steps, completed=begun, figures="")
         steps = train_stage(config, stage, pictures, run, device=device, resume=resume)
         for step in steps:
             progress.update(task, completed=step.step)
             if step.metrics is not None:
-                m = step.metrics
-                progress.update(task, figures=f"loss {m['loss']:.4f}, {m['samples_per_second']:.0f} images/s")
+                speed = step.metrics["samples_per_second"]
+                figures = f"loss {step.metrics['loss']:.4f}, {speed:.0f} images/s"
+                progress.update(task, figures=figures)
+                if not console.is_terminal and time.monotonic() - said > _LINE_EVERY:
+                    said = time.monotonic()
+                    minutes = (loop.steps - step.step) * loop.batch_size / speed / 60
+                    console.print(f"{stage} {step.step}/{loop.steps}: {figures}, {minutes:.0f} min left")
             if interrupted:
                 steps.close()
                 raise KeyboardInterrupt
@@ -98,10 +102,34 @@ def _run_stage(
 
 @contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising in the middle of a step."""
+    """Collects the first Ctrl-C instead of raising in the middle of a step; the second one raises."""
     signals: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: signals.append(number))
+
+    def note(number: int, _: object) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGINT, note)
     try:
         yield signals
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch says it either way
+        raise RequestError(
+            f"device {device!r} is not available with torch {torch.__version__} here: use cpu or another"
+        ) from None
+
+
+def _check_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run):
+            pass
+    except OSError as error:
+        raise RequestError(f"{run} cannot be written ({error.strerror}): give another --out") from None

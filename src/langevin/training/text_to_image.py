@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Generator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from pydantic import Field, model_validator
@@ -80,6 +80,22 @@ class TextToImageConfig(Config):
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
                 f"clip.text.width {self.clip.text.width}"
             )
+        latent = self.autoencoder.network.latent_channels
+        for name, value, other, wanted in (
+            ("autoencoder.network.in_channels", self.autoencoder.network.in_channels, "an RGB picture's", 3),
+            ("clip.image.in_channels", self.clip.image.in_channels, "an RGB picture's", 3),
+            ("clip.image.image_size", self.clip.image.image_size, "data.size", self.data.size),
+            ("clip.image.projection", self.clip.image.projection, "clip.text.projection", self.clip.text.projection),
+            ("diffusion.network.in_channels", self.diffusion.network.in_channels, "latent_channels", latent),
+            ("diffusion.network.out_channels", self.diffusion.network.out_channels, "latent_channels", latent),
+            ("diffusion.network.num_classes", self.diffusion.network.num_classes, "what captions need,", None),
+        ):
+            if value != wanted:
+                raise ValueError(f"{name} {value} is not {other} {wanted}")
+        if self.clip.text.projection is None:
+            raise ValueError("clip.text.projection null: the towers need a common width")
+        if self.clip.text.positions < 77:
+            raise ValueError(f"clip.text.positions {self.clip.text.positions} is less than the 77 tokens of a caption")
         return self
 
 
@@ -113,6 +129,8 @@ def train_stage(
         case "diffusion":
             objective = _diffusion_objective(config, data, run, device)
             loop = config.diffusion.loop
+        case _:
+            assert_never(stage)
     yield from train(objective, loop, run / stage, seed=config.seed, device=device, resume=resume)
 
 
@@ -123,7 +141,7 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
         for i, record in enumerate(data.records)
         for k in range(4)
     ]
-    keywords = [" ".join(map(str, r.get("keywords", ()))) for r in data.records]
+    keywords = [" ".join(map(str, r.get("keywords") or ())) for r in data.records]
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
 
 
