@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -89,8 +88,8 @@ class Checkpoint:
     @property
     def files(self) -> tuple[SourceFile, ...]:
         """Every weight file on disk, once."""
-        paths = dict.fromkeys(p for f in [*(part.file for part in self.parts.values())] for p in f.paths)
-        return tuple(SourceFile(Path(path), Path(path).stat().st_size) for path in paths)
+        paths = dict.fromkeys(path for part in self.parts.values() for path in part.file.paths)
+        return tuple(SourceFile(path, path.stat().st_size) for path in paths)
 
     @property
     def stored_dtype(self) -> str:

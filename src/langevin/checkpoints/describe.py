@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +199,9 @@ def _metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return shown
 
 
-def _try(make: Any) -> dict[str, Any]:
+def _try(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = make()
-        return found
+        return make()
     except UnknownArchitectureError as error:
         return {"unknown_architecture": str(error)}
 
@@ -249,11 +248,7 @@ def _pipeline(path: Path, allow_pickle: bool) -> tuple[dict[str, Any], Sequence[
         "prediction_from": "scheduler_config.json",
         "other_tensors": len(SafetensorsFile(leftover).tensors) if leftover.is_file() else 0,
     }
-    return facts, [*files, *_existing([leftover])]
-
-
-def _existing(paths: Iterable[Path]) -> list[Path]:
-    return [path for path in paths if path.is_file()]
+    return facts, [*files, leftover] if leftover.is_file() else files
 
 
 def _sha256(path: Path) -> str:
