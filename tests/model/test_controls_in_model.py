@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 
+from langevin.diffusion.grids import make_grid
+from langevin.diffusion.noise import Noise
 from langevin.diffusion.prediction import Prediction
+from langevin.diffusion.samplers import SAMPLERS, final
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.model.conditioning import Conditioning, Control
 from langevin.model.diffusion_model import DiffusionModel
+from langevin.model.guided import guided_model
 from langevin.networks.controlnet import ControlNet
 from langevin.networks.unet import UNet, UNetConfig
 
@@ -39,3 +46,29 @@ def test_a_plain_controlnet_steers_an_inpainting_model() -> None:
         result = model.denoise(x, 2.0, steered).x0
     assert result.isfinite().all()
     assert not torch.equal(result, plain)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_hint_is_embedded_once_whatever_the_steps(steps: int) -> None:
+    """The hint encoder is counted against the rest of the ControlNet, which runs at every call of the denoiser."""
+    unet, control = UNet(config(4)).eval(), ControlNet(config(4)).eval()
+    counts = {"hint": 0, "control": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            counts[name] += 1
+
+        return hook
+
+    control.input_hint_block.register_forward_hook(count("hint"))
+    control.middle_block.register_forward_hook(count("control"))
+    model = DiffusionModel(unet, NoiseSchedule.scaled_linear(), Prediction.EPSILON)
+    sigmas = make_grid("trailing", model.schedule, steps)
+    noise = Noise([0], (4, 4, 6))
+    with torch.no_grad():
+        features = control.embed_hint(torch.rand(1, 3, 32, 48))
+        cond = Conditioning(context=torch.randn(1, 3, 8), controls=(Control(control, features),))
+        uncond = Conditioning(context=torch.randn(1, 3, 8), controls=cond.controls)
+        denoiser = guided_model(model, cond, uncond, 3.0)
+        final(SAMPLERS["heun"].run(denoiser, model.schedule.prior(noise.initial()), sigmas, noise))
+    assert counts == {"hint": 1, "control": 2 * steps - 1}
