@@ -99,6 +99,12 @@ def test_the_file_beside_is_found_and_the_given_one_goes_first(tmp_path: Path) -
     assert open_checkpoint(path).config.prediction is None
     (tmp_path / "m.json").write_text('{"description": "notes of another program"}')
     assert open_checkpoint(path).config.prediction is None
+    (tmp_path / "m.json").write_text("{")
+    (tmp_path / "m.yaml").write_text("notes: of another program")
+    assert open_checkpoint(path).config.prediction is None
+    (tmp_path / "m.yaml").write_text(TRAINING.replace('"v"', '"velocity"'))
+    with pytest.raises(CheckpointError, match=r"m\.yaml: prediction type 'velocity' is not known"):
+        open_checkpoint(path)
     (tmp_path / "m.yaml").write_text(TRAINING)
     checkpoint = open_checkpoint(path)
     assert checkpoint.config.prediction == "v" and checkpoint.prediction_from.endswith("m.yaml")

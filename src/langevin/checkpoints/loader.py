@@ -200,7 +200,7 @@ def locate(
         )
     fetched = hub.fetch(repository, revision=revision, non_ema=ema is False, half=half, allow_pickle=allow_pickle)
     name = repository.file.rpartition("/")[2].rpartition(".")[0] if repository.file else repository.name
-    return Source(fetched.path, name, f"hub:{text}", fetched.commit)
+    return Source(fetched.path, name, f"hub:{text.removeprefix('hub:')}", fetched.commit)
 
 
 def _in_model_folders(name: str) -> Path | None:

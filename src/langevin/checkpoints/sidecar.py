@@ -45,19 +45,26 @@ class Sidecar:
         return all(value is None for name, value in vars(self).items() if name != "path")
 
 
+class SilentError(CheckpointError):
+    """A configuration that says nothing about a model."""
+
+
 def beside(path: Path) -> Sidecar | None:
     """The file of the same stem with .yaml, .yml or .json that says something about the model.
 
-    Other programs keep notes under such names: a file that says nothing of use is passed over.
+    Other programs keep notes under such names: what says nothing of use is passed over, and so is JSON that cannot be
+    read. A YAML that is broken or impossible is an error: it was put there to be believed.
     """
     for suffix in (".yaml", ".yml", ".json"):
         candidate = path.with_suffix(suffix)
         if candidate.is_file() and candidate != path:
             try:
-                found = read_sidecar(candidate)
-            except CheckpointError:
+                return read_sidecar(candidate)
+            except SilentError:
                 continue
-            return found
+            except CheckpointError:
+                if suffix != ".json":
+                    raise
     return None
 
 
@@ -76,12 +83,12 @@ def read_sidecar(path: Path) -> Sidecar:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: no configuration: the top level holds no fields")
+        raise SilentError(f"{path}: no configuration: the top level holds no fields")
     if "format" in data and "unet" in data:
         return Sidecar(path=path, config=data)
     found = _from_diffusers(path, data) if "prediction_type" in data else _from_training(path, data)
     if found.silent:
-        raise CheckpointError(f"{path}: says nothing about the model (no model.params, no prediction_type)")
+        raise SilentError(f"{path}: says nothing about the model (no model.params, no prediction_type)")
     return found
 
 
