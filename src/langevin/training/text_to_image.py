@@ -28,7 +28,7 @@ from langevin.training.data import DataConfig, PictureSet
 from langevin.training.loop import Objective, TrainingStep, train
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
 from langevin.training.objectives.clip import ClipObjective
-from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
 from langevin.training.randomness import generator
 
 
@@ -54,8 +54,7 @@ class DiffusionStage(Config):
     prediction: Prediction = Prediction.V
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """How often the caption is left empty, for classifier-free guidance."""
-    min_snr_gamma: float = Field(5.0, gt=0)
-    """Largest weight in x0-space: min(SNR, gamma)."""
+    weighting: Weighting = Weighting.SNR_PLUS_ONE
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(4.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -205,7 +204,7 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
         config.captions,
         seed=config.seed,
         caption_dropout=part.caption_dropout,
-        min_snr_gamma=part.min_snr_gamma,
+        weighting=part.weighting,
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,

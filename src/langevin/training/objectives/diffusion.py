@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,32 @@ from langevin.training.data import PictureSet
 from langevin.training.randomness import generator
 
 
+class Weighting(StrEnum):
+    """Loss weights, stated for x0: times c_out^2 they are the weights of any prediction type's own error."""
+
+    SNR_PLUS_ONE = "snr_plus_one"
+    """1 / sigma^2 + 1: every level counts alike in the error of v (Salimans & Ho 2022). Most weight on high noise,
+    where what a picture shows is decided."""
+    SNR = "snr"
+    """1 / sigma^2: every level counts alike in the error of epsilon (Ho et al. 2020, the simple loss)."""
+    MIN_SNR = "min_snr"
+    """min(1 / sigma^2, 5) (Hang et al. 2023)."""
+
+    def of(self, sigma: Tensor) -> Tensor:
+        """The weight at noise levels `sigma` (float64, any shape)."""
+        match self:
+            case Weighting.SNR_PLUS_ONE:
+                return sigma**-2 + 1
+            case Weighting.SNR:
+                return sigma**-2
+            case Weighting.MIN_SNR:
+                return torch.clamp(sigma**-2, max=5.0)
+            case _:
+                assert_never(self)
+
+
 class DiffusionObjective:
-    """mean over the batch of w(sigma) c_out^2 |F - F*|^2, with w = min(SNR, gamma) (Hang et al. 2023, min-SNR).
+    """mean over the batch of w(sigma) c_out^2 |F - F*|^2, with the weight w of a `Weighting`.
 
     The autoencoder and the text tower are frozen: latents are encoded once, text states on the way.
     """
@@ -39,7 +64,7 @@ class DiffusionObjective:
         *,
         seed: int,
         caption_dropout: float,
-        min_snr_gamma: float,
+        weighting: Weighting,
         preview_prompts: tuple[str, ...],
         preview_guidance: float,
         device: str,
@@ -53,7 +78,7 @@ class DiffusionObjective:
         self.captions = captions
         self.seed = seed
         self.caption_dropout = caption_dropout
-        self.min_snr_gamma = min_snr_gamma
+        self.weighting = weighting
         self.preview_prompts = preview_prompts
         self.preview_guidance = preview_guidance
         self.device = device
@@ -68,7 +93,7 @@ class DiffusionObjective:
             "data": self.data.fingerprint,
             "captions": self.captions.model_dump(mode="json"),
             "caption_dropout": self.caption_dropout,
-            "min_snr_gamma": self.min_snr_gamma,
+            "weighting": self.weighting.value,
         }
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -89,7 +114,7 @@ class DiffusionObjective:
         raw = self.model.raw(x, sigma, Conditioning(context=self.context(texts)))
         target = self.model.target(x0, x, sigma)
         c_out = self.model.prediction.coefficients(sigma).c_out
-        weight = (torch.clamp(sigma**-2, max=self.min_snr_gamma) * c_out**2).to(self.device, torch.float32)
+        weight = (self.weighting.of(sigma) * c_out**2).to(self.device, torch.float32)
         per_sample = (raw - target).square().mean((1, 2, 3))
         return (weight * per_sample).mean(), {"unweighted": per_sample.detach().mean()}
 
