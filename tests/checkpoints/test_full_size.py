@@ -88,5 +88,5 @@ def test_from_folder_to_file_and_back(folder: Path, source: Path) -> None:
     convert(single, second, "diffusers")
     names = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
     assert names == {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
-    assert len(names) == 11
+    assert len(names) == 12
     assert [name for name in names if not same(first / name, second / name)] == []
