@@ -14,13 +14,7 @@ from pathlib import Path
 import langevin
 from langevin.images.grids import contact_sheet
 from langevin.images.pixels import to_tensor
-
-PROMPTS = (
-    "a red apple", "a cat", "a smiling face", "a house",
-    "a dog", "a sunflower", "a blue heart", "a pizza",
-    "a fish", "a car", "a tree", "a rocket",
-    "a ghost", "a cup of coffee, 3d render", "a star", "an umbrella, flat",
-)  # fmt: skip
+from langevin.training.recipes.emoji import PROMPTS
 
 
 def main() -> None:
