@@ -59,6 +59,18 @@ def test_a_picture_with_everything_that_made_it(model_file: Path, capsys: pytest
     assert fields["Model hash"] == manifest["model"]["files"][0]["sha256"][:10]
 
 
+def test_a_terminal_shows_progress(
+    model_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", property(lambda self: True))
+    assert generate(model_file, "-o", "a.png", "--count", "2") == 0
+    out, err = capsys.readouterr()
+    assert "picture 2/2, step 2" in err and "100%" in err
+    assert out == "a-0.png\na-1.png\n"
+    assert generate(model_file, "-o", "a.png", "--quiet") == 0
+    assert capsys.readouterr() == ("a.png\n", "")
+
+
 def test_several_pictures_are_numbered_and_are_what_each_is_alone(
     model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,6 +40,22 @@ def test_a_picture_is_the_same_alone_in_any_batch_and_in_any_order(tiny_bundle: 
     assert batch.batch_difference is None
 
 
+def test_threads_change_the_last_bits_at_most(tiny_bundle: ModelBundle) -> None:
+    """A picture is the same in any batch for each number of threads; between two numbers it may differ by rounding."""
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            alone = run(plan(tiny_bundle, seed=8, sampler="euler")).finish()
+            batch = run(plan(tiny_bundle, count=2, sampler="euler")).finish()
+            assert same(alone, 0, batch, 1)
+            found.append(alone.latents)
+    finally:
+        torch.set_num_threads(before)
+    assert float((found[0] - found[1]).abs().max()) <= 1e-5 * float(found[0].abs().max())
+
+
 def test_a_plan_can_be_run_again(tiny_bundle: ModelBundle) -> None:
     p = plan(tiny_bundle, sampler="euler_ancestral")
     assert same(run(p).finish(), 0, run(p).finish(), 0)
@@ -79,6 +95,14 @@ def test_steps_progress_and_previews(tiny_bundle: ModelBundle) -> None:
     assert [s[3] for s in seen] == [0] * 4 + [1] * 4
     assert running.progress == 1.0
     assert len(running.finish().images) == 2
+
+
+def test_no_gradients_are_kept(make_bundle: Any) -> None:
+    bundle = make_bundle()
+    for network in bundle.networks().values():
+        network.requires_grad_(True)
+    running = run(plan(bundle, steps=2))
+    assert not any(step.x.requires_grad or step.x0.requires_grad for step in running)
 
 
 def test_stopping_the_iteration_stops_the_computation(make_bundle: Any) -> None:
@@ -170,6 +194,16 @@ def test_a_network_that_overflows_goes_on_in_float32(
     assert torch.isfinite(result.latents).all()
     assert result.images[0].getextrema() != ((0, 0), (0, 0), (0, 0))
     assert next(bundle.diffusion.network.parameters()).dtype == dtype  # the shared network stays as it was
+
+
+def test_a_real_overflow_is_found(make_bundle: Any) -> None:
+    """Weights whose activations pass 65504 on the way, as those of published float16 models do, but not in float32."""
+    bundle = make_bundle(dtype=torch.float16)
+    with torch.no_grad():
+        bundle.diffusion.network.input_blocks[0][0].weight.mul_(3e4)
+    result = run(plan(bundle, sampler="euler")).finish()
+    assert any("step 1: the network gave NaN or infinity in float16" in notice for notice in result.notices)
+    assert torch.isfinite(result.latents).all()
 
 
 def test_float32_takes_over_with_the_right_numbers(make_bundle: Any) -> None:
