@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from tests.checkpoints import tiny
 
@@ -69,6 +70,15 @@ def test_the_written_precision_is_the_one_asked_for(tmp_path: Path, sd1_file: Pa
         assert written["first_stage_model.decoder.conv_in.weight"].dtype == torch_type
         assert written["alphas_cumprod"].dtype == torch.float32
     tiny.same_outputs(load_bundle(tmp_path / "F16.safetensors"), bundle)
+
+
+def test_a_changed_file_does_not_keep_the_old_hash(tmp_path: Path) -> None:
+    source = tiny.save(tmp_path / "a.safetensors", tiny.single_file(), {"modelspec.hash_sha256": "0x1", "title": "T"})
+    write_original(open_checkpoint(source), tmp_path / "same.safetensors")
+    write_original(open_checkpoint(source), tmp_path / "half.safetensors", dtype="BF16")
+    for name, expected in (("same", {"modelspec.hash_sha256", "title"}), ("half", {"title", "langevin.config"})):
+        with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:
+            assert set(file.metadata()) == {"format", "langevin.tokenizer"} | expected
 
 
 def test_loading_takes_the_weights_as_they_are(sd1_file: Path) -> None:
@@ -320,6 +330,7 @@ def test_a_model_of_pixels_needs_neither_autoencoder_nor_text(tmp_path: Path) ->
         (lambda c: c | {"unet": c["unet"] | {"depth": 3}}, "unet: unknown field 'depth'"),
         (lambda c: c | {"unet": c["unet"] | {"in_channels": "4"}}, r"unet\.in_channels = 4"),
         (lambda c: c | {"prediction": "w"}, "prediction = w"),
+        (lambda c: c | {"text": None}, r"it holds a text encoder, of which its langevin\.config knows nothing"),
         (lambda c: c | {"unet": c["unet"] | {"context_channels": 512}}, r"has shape \[32, 768\], expected \[32, 512\]"),
         (lambda c: c | {"unet": c["unet"] | {"channel_mult": [1, 1]}}, "has shape"),
         (lambda c: c | {"unet": c["unet"] | {"num_res_blocks": 2}}, r"U-Net: \d+ of \d+ tensors are missing"),

@@ -11,16 +11,15 @@ from typing import Any, Literal
 from langevin.checkpoints import places
 from langevin.checkpoints.checkpoint import (
     Checkpoint,
-    FolderFile,
-    FolderRecord,
     Stored,
     TextNames,
     family_of,
     meta_networks,
     names_of,
 )
-from langevin.checkpoints.config import CONFIG_KEY, TOKENIZER_KEY, Defaults, ModelConfig, strict
+from langevin.checkpoints.config import CONFIG_KEY, TOKENIZER_KEY, Defaults, ModelConfig
 from langevin.checkpoints.memory import checkpoint_of
+from langevin.checkpoints.metadata import folder_record, metadata_for, standard_tokenizer, text_shape
 from langevin.checkpoints.places import Places
 from langevin.checkpoints.recognise import CONTROL, EMA, TEXT, UNET, VAE, Contents, Kind, recognise
 from langevin.checkpoints.safetensors_file import write_safetensors
@@ -28,9 +27,7 @@ from langevin.checkpoints.shapes import (
     Shape,
     UnknownArchitectureError,
     autoencoder_shape,
-    clip_text_shape,
     controlnet_shape,
-    openclip_text_shape,
     unet_shape,
 )
 from langevin.checkpoints.sidecar import Sidecar
@@ -46,7 +43,6 @@ from langevin.networks.autoencoder import AutoencoderConfig
 from langevin.networks.clip import ClipTextConfig
 from langevin.networks.unet import UNetConfig
 
-FOLDER_KEY = "langevin.folder"
 _CLIP = TEXT + "transformer."
 _OPENCLIP = TEXT + "model."
 
@@ -77,6 +73,8 @@ def open_original(
     if stated.prediction is None and sidecar is None and global_step is not None:
         notices.append(f"the file's global_step of {global_step:,} is not one that tells the prediction type")
     networks = meta_networks(config)
+    if untold := [part for part in contents.parts if part not in networks]:
+        raise CheckpointError(f"{file.label}: it holds a {WORDS[untold[0]]}, of which its {CONFIG_KEY} knows nothing")
     chosen, where = _unet_places(contents, file, names_of(networks["unet"]), ema)
     if chosen == "ema":
         notices.append("the U-Net's moving average (EMA) is used; ema=False takes the trained weights instead")
@@ -109,7 +107,7 @@ def open_original(
         tokenizer=_tokenizer(config, file.metadata, names, file.label),
         weights=chosen,
         layout=layout,
-        folder=_folder_record(file),
+        folder=folder_record(file),
         notices=tuple(notices),
     )
 
@@ -138,7 +136,7 @@ def write_original(
         kept = {name: stored for name, stored in checkpoint.extras.items() if name not in tensors}
         tensors |= {name: stored.info for name, stored in kept.items()}
     as_it_was = checkpoint.layout.complete and dtype is None and extras
-    metadata = checkpoint.layout.metadata if as_it_was else tuple(_metadata(checkpoint, tensors).items())
+    metadata = checkpoint.layout.metadata if as_it_was else tuple(metadata_for(checkpoint, tensors).items())
     order = checkpoint.layout.order
     write_safetensors(
         path,
@@ -218,7 +216,7 @@ def _recognised(
     try:
         unet = _with_heads(unet_shape(contents.parts["unet"]), sidecar, file.label)
         autoencoder = autoencoder_shape(contents.parts["vae"])
-        text = _text_shape(contents.parts["text"], names)
+        text = text_shape(contents.parts["text"], names)
         control, hint_channels = None, 3
         if "control" in contents.parts:
             shape, hint_channels = controlnet_shape(contents.parts["control"])
@@ -282,13 +280,6 @@ def _with_heads(shape: Shape, sidecar: Sidecar | None, label: str) -> Shape:
     return shape
 
 
-def _text_shape(part: Mapping[str, TensorInfo], names: TextNames) -> Shape:
-    outer = "model." if names == "openclip" else "transformer."
-    tensors = {n.removeprefix(outer): i for n, i in part.items()}
-    shape = openclip_text_shape(tensors) if names == "openclip" else clip_text_shape(tensors)
-    return shape | {"eos_token": min(shape["eos_token"], ClipTextConfig().eos_token)}
-
-
 def _text_layer(text: ClipTextConfig, names: TextNames, sidecar: Sidecar | None) -> int:
     """Stable Diffusion 2 uses the last but one of OpenCLIP's 24 layers; files from folders hold only 23."""
     if names != "openclip" or text.layers == 23:
@@ -346,53 +337,3 @@ def _tokenizer(config: ModelConfig, metadata: Mapping[str, str], names: TextName
             f"standard vocabulary has {len(tokenizer)}"
         )
     return tokenizer
-
-
-def standard_tokenizer(names: TextNames) -> Tokenizer:
-    """CLIP's vocabulary with the padding of Stable Diffusion 1.x, or of 2.x with OpenCLIP's text encoder."""
-    return Tokenizer.clip(pad=0 if names == "openclip" else None)
-
-
-# -- metadata ---------------------------------------------------------------------------------------------------------
-
-
-def _metadata(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
-    """The source file's own, if it had any, and all that a reader needs to know."""
-    config = _completed(checkpoint, tensors)
-    metadata = {"format": "pt", **dict(checkpoint.layout.metadata), CONFIG_KEY: config.to_json()}
-    if checkpoint.tokenizer is not None:
-        text = checkpoint.tokenizer.to_json()
-        if text != standard_tokenizer(checkpoint.layout.text).to_json():
-            metadata[TOKENIZER_KEY] = text
-    if checkpoint.folder is not None:
-        record = dataclasses.asdict(checkpoint.folder)
-        metadata[FOLDER_KEY] = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    return metadata
-
-
-def _completed(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
-    """The configuration of the file to be written: what a folder had only kept is part of its networks again."""
-    config = checkpoint.config
-    parts = recognise(tensors).parts
-    if config.text is not None:
-        shape = _text_shape(parts["text"], checkpoint.layout.text)
-        more = shape["layers"] - config.text.layers
-        text = dataclasses.replace(config.text, layers=shape["layers"], projection=shape["projection"])
-        config = dataclasses.replace(config, text=text, text_layer=config.text_layer - more)
-    if config.control is None and "control" in parts:
-        heads = {"num_heads": config.unet.num_heads, "head_channels": config.unet.head_channels}
-        control, hint_channels = controlnet_shape(parts["control"])
-        config = dataclasses.replace(config, control=UNetConfig(**control | heads), hint_channels=hint_channels)
-    return config
-
-
-def _folder_record(file: TensorFile) -> FolderRecord | None:
-    if (text := file.metadata.get(FOLDER_KEY)) is None:
-        return None
-    where = f"{file.label}: {FOLDER_KEY}"
-    try:
-        data = json.loads(text)
-        weights = {part: strict(FolderFile, entry, where) for part, entry in data["weights"].items()}
-        return FolderRecord(texts={str(k): str(v) for k, v in data["texts"].items()}, weights=weights)
-    except (ValueError, KeyError, AttributeError, RecursionError):
-        raise CheckpointError(f"{where} is damaged; expected what `langevin convert` writes") from None
