@@ -50,6 +50,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "a", "-o", "no/such/a.png"], "the folder no/such does not exist"),
         (["generate", "a", "--model", "nowhere.safetensors"], "nowhere.safetensors"),
         (["generate", "a", "--device", "abacus"], "device 'abacus' is not available"),
+        (["generate", "a", "--device", "meta"], "device 'meta' is not available"),
         (["reproduce", "nowhere.png", "--verify"], "nowhere.png does not exist"),
         (["reproduce", "nowhere.png"], "nothing to do: give --verify"),
         (["paint"], "no such command 'paint'"),

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from langevin.errors import RequestError
+from langevin.tasks.opening import check_device
 from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet, read_shards
 from langevin.training.export import export
@@ -43,7 +44,7 @@ def run_recipe(
     """
     console = Console(stderr=True)
     check_plotting()
-    _check_device(device)
+    check_device(device)
     _check_folder(run)
     check_papers(run, config)
     pictures = read_shards(data, config.data)
@@ -115,15 +116,6 @@ def _interruption() -> Iterator[list[int]]:
         yield signals
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch says it either way
-        raise RequestError(
-            f"device {device!r} is not available with torch {torch.__version__} here: use cpu or another"
-        ) from None
 
 
 def _check_folder(run: Path) -> None:
