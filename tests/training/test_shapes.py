@@ -99,6 +99,17 @@ def test_small_faults_of_a_generated_picture_do_no_harm() -> None:
         assert measure_scene(picture).scene == scene.canonical, (index, scene.caption)
 
 
+def test_softened_pictures_are_measured_right_or_not_at_all() -> None:
+    right = 0
+    for index in range(100):
+        scene, placed = make_scene(2, index)
+        soft = draw_scene(placed).filter(ImageFilter.GaussianBlur(0.8))
+        measured = measure_scene(soft).scene
+        assert measured in (scene.canonical, None), (index, scene.caption, measured)
+        right += measured is not None
+    assert right >= 90
+
+
 def test_what_is_no_scene_is_not_taken_for_one() -> None:
     noise = np.random.default_rng(0)
     for _ in range(50):

@@ -19,9 +19,11 @@ SPECKS = 0.01
 """Share of the picture that specks may make up in all before it is called unclear."""
 COLOUR_DISTANCE = 70.0
 """Largest Euclidean distance of a thing's colour from the nearest of `COLOURS` (two of them are at least 115 apart)."""
-OVERLAP = 0.85
+OVERLAP = 0.7
 """Least overlap (intersection over union, of coverage) of a thing with the best shape of its area and centre."""
-RESIDUAL = 20.0
+LEAD = 0.05
+"""How much the best shape's overlap has to be above that of the next."""
+RESIDUAL = 35.0
 """Largest mean difference of a thing's pixels from that shape in its one colour, of 255."""
 
 _AREA = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5, "cross": 5 / 9}
@@ -129,8 +131,10 @@ def _recognise(pixels: np.ndarray, patch: tuple[np.ndarray, np.ndarray]) -> _See
         radius = np.sqrt(area / _AREA[shape]) / 2
         ideal = coverage(shape, x, y - _CENTROID[shape] * radius, radius, covered.shape[1], covered.shape[0])
         fits[shape] = float(np.minimum(ideal, covered).sum() / np.maximum(ideal, covered).sum()), radius, ideal
-    shape = max(fits, key=lambda s: fits[s][0])
+    shape, other = sorted(SHAPES, key=lambda s: fits[s][0], reverse=True)[:2]
     overlap, radius, ideal = fits[shape]
+    if overlap - fits[other][0] < LEAD:
+        return f"a {shape} or a {other}: overlap {overlap:.2f} and {fits[other][0]:.2f}"
     if overlap < OVERLAP:
         return f"no known shape: overlap {overlap:.2f} with a {shape}"
     residual = np.abs(255 * (1 - ideal[..., None]) + colour * ideal[..., None] - region).mean(2)
