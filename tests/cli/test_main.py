@@ -50,6 +50,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["generate", "a", "-o", "no/such/a.png"], "the folder no/such does not exist"),
         (["generate", "a", "--model", "nowhere.safetensors"], "nowhere.safetensors"),
         (["generate", "a", "--device", "abacus"], "device 'abacus' is not available"),
+        (["generate", "a", "--device", "meta"], "device 'meta' is not available"),
         (["reproduce", "nowhere.png", "--verify"], "nowhere.png does not exist"),
         (["reproduce", "nowhere.png"], "nothing to do: give --verify"),
         (["paint"], "no such command 'paint'"),
@@ -114,6 +115,8 @@ def test_ctrl_c_in_the_middle_leaves_nothing_half_written(model_file: Path, tmp_
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # A background job of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     # The model file is mapped into memory once the run is about to begin.
     deadline = time.monotonic() + 60

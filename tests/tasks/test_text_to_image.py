@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import MakeBundle
 
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
@@ -185,3 +186,12 @@ def test_models_for_other_tasks_are_refused(make_bundle: Any) -> None:
     ):
         with pytest.raises(RequestError, match="text-to-image model"):
             plan(changed)
+
+
+def test_levels_outside_the_schedule_are_told(make_bundle: MakeBundle) -> None:
+    def notices(*sigmas: float) -> tuple[str, ...]:
+        return text_to_image(make_bundle(), GenerateRequest(prompt="a cat", sigmas=sigmas)).notices
+
+    assert not any("lie outside" in n for n in notices(14.6, 1.0, 0.03, 0.0))
+    (told,) = (n for n in notices(30.0, 14.0, 0.001, 0.0) if "lie outside" in n)
+    assert told.startswith("2 of the 4 noise levels lie outside the model's 0.02917 to 14.61")

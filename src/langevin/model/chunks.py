@@ -98,7 +98,8 @@ def _bounded(
     tokens = [token for line in lines for token in line]
     if len(filled) == 1:
         return Layout((_chunk(filled[0], tokenizer),))
-    found = f"prompt {shown(tokenizer.decode([t.id for t in tokens[:room]]))}: {len(tokens)} tokens"
+    plural = "" if len(tokens) == 1 else "s"
+    found = f"prompt {shown(tokenizer.decode([t.id for t in tokens[:room]]))}: {len(tokens)} token{plural}"
     match long:
         case Long.CHUNK:
             chunks = tuple(_chunk(line, tokenizer) for line in filled)

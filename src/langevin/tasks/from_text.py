@@ -150,7 +150,11 @@ def run_numbers(model: DiffusionModel, request: GenerateRequest) -> Resolved:
     sigmas = custom_grid(request.sigmas)
     plain = resolve("langevin", sampler, model.schedule, 1, prediction=model.prediction)
     return replace(
-        plain, sigmas=sigmas, prior_scale=float(sigmas[0]), final_scale=1 / math.sqrt(1 + float(sigmas[-1]) ** 2)
+        plain,
+        sigmas=sigmas,
+        prior_scale=float(sigmas[0]),
+        final_scale=1 / math.sqrt(1 + float(sigmas[-1]) ** 2),
+        notices=(*plain.notices, *_level_notices(sigmas, model)),
     )
 
 
@@ -206,6 +210,20 @@ def _size_notices(width: int, height: int, factor: int) -> list[str]:
         return []
     w, h = -(-width // factor) * factor, -(-height // factor) * factor
     return [f"{width} x {height} is not a multiple of {factor}: computed at {w} x {h} and cut"]
+
+
+def _level_notices(sigmas: Tensor, model: DiffusionModel) -> list[str]:
+    """Levels that the network was not trained at: it is told the nearest timestep that it knows."""
+    if model.prediction in (Prediction.EDM, Prediction.FLOW):
+        return []  # their time is a formula, without a table to leave
+    low, high = model.schedule.sigma_min, model.schedule.sigma_max
+    outside = int(((sigmas > high * (1 + 1e-6)) | ((sigmas > 0) & (sigmas < low * (1 - 1e-6)))).sum())
+    if not outside:
+        return []
+    return [
+        f"{outside} of the {len(sigmas)} noise levels lie outside the model's {low:.4g} to {high:.4g}: there the "
+        "network is told the nearest level that it knows"
+    ]
 
 
 def _idle_notices(request: GenerateRequest) -> list[str]:

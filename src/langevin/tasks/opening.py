@@ -14,12 +14,7 @@ from langevin.tasks.request import ModelOptions
 
 def open_bundle(options: ModelOptions) -> ModelBundle:
     """The model, ready to run. Raises RequestError where the device is not here, CheckpointError as the loader does."""
-    try:
-        torch.empty(0, device=options.device)
-    except (RuntimeError, AssertionError):  # torch says it either way
-        raise RequestError(
-            f"device {options.device!r} is not available with torch {torch.__version__} here: use cpu or another"
-        ) from None
+    check_device(options.device)
     return load_bundle(
         options.model,
         dtype=options.precision,
@@ -30,6 +25,16 @@ def open_bundle(options: ModelOptions) -> ModelBundle:
         allow_pickle=options.allow_pickle,
         revision=options.revision,
     )
+
+
+def check_device(device: str) -> None:
+    """Raises RequestError unless numbers can be computed on `device` here."""
+    try:
+        torch.zeros(1, device=device).item()  # the "meta" device makes tensors, but without numbers
+    except (RuntimeError, AssertionError, NotImplementedError):  # torch says it in each of these ways
+        raise RequestError(
+            f"device {device!r} is not available with torch {torch.__version__} here: use cpu or another"
+        ) from None
 
 
 def _ema(choice: Literal["auto", "yes", "no"]) -> bool | Literal["auto"]:

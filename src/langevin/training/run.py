@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from langevin.errors import DataError, RequestError
+from langevin.tasks.opening import check_device
 from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet, read_data
 from langevin.training.export import export
@@ -45,7 +45,7 @@ def run_recipe(
     """
     console = Console(stderr=True)
     check_plotting()
-    _check_device(device)
+    check_device(device)
     _check_folder(run)
     check_papers(run, config)
     pictures = read_data(data, config.data)
@@ -122,15 +122,6 @@ def _interruption() -> Iterator[list[int]]:
         yield signals
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):  # torch says it either way
-        raise RequestError(
-            f"device {device!r} is not available with torch {torch.__version__} here: use cpu or another"
-        ) from None
 
 
 def _check_folder(run: Path) -> None:
