@@ -98,7 +98,7 @@ def test_wrong_words_are_one_line_and_exit_code_2(
     for arguments, message in [
         (["train"], "train needs a recipe"),
         (["train", "nonsense", "--data", str(shapes), "--out", str(tmp_path)], "recipe 'nonsense' is unknown"),
-        (["train", "emoji", "--data", str(tmp_path), "--out", str(tmp_path / "r")], "no .tar shard"),
+        (["train", "emoji", "--data", str(tmp_path), "--out", str(tmp_path / "r")], "there is no data set"),
         (
             ["train", "emoji", "--data", str(shapes), "--out", str(tmp_path), "--stage", "unet"],
             "stage 'unet' is unknown",

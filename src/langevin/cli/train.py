@@ -20,7 +20,12 @@ def train(
         str | None, typer.Argument(help="Name of a recipe; --list shows them.", metavar="RECIPE", show_default=False)
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", help="Folder with the data set's shards.", metavar="FOLDER")
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Folder with the data set; docs/data.md shows the formats.",
+            metavar="FOLDER",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -34,6 +39,9 @@ def train(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field of the recipe.", metavar="NAME=VALUE")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop before the first step if a file of the data cannot be read.")
+    ] = False,
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
     ] = "auto",
@@ -66,4 +74,4 @@ def train(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = override(RECIPES[recipe](), list(assignments or ()))
-    run_recipe(recipe, config, data, out, stages=stage or STAGES, device=device, resume=resume)
+    run_recipe(recipe, config, data, out, stages=stage or STAGES, device=device, resume=resume, strict=strict)

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from langevin.errors import RequestError
+from langevin.errors import DataError, RequestError
 from langevin.tasks.opening import check_device
 from langevin.training.checkpointing import steps_saved
-from langevin.training.data import PictureSet, read_shards
+from langevin.training.data import PictureSet, read_data
 from langevin.training.export import export
 from langevin.training.papers import check_papers, write_papers
 from langevin.training.plots import check_plotting, plot_metrics
@@ -34,21 +34,28 @@ def run_recipe(
     stages: Sequence[str],
     device: str,
     resume: bool,
+    strict: bool = False,
 ) -> None:
     """Train the stages in turn, with progress on the terminal; write `run/model.safetensors` after the last.
 
     Ctrl-C ends after the step in hand, with a checkpoint, and raises KeyboardInterrupt; a second one ends at once.
     Whatever can be refused is refused before the first step: RequestError for a device that is not here, a folder
-    that cannot be written, options that do not fit a run that has begun.
+    that cannot be written, options that do not fit a run that has begun; DataError for data that cannot be read, with
+    `strict` for a single unreadable file.
     """
     console = Console(stderr=True)
     check_plotting()
     check_device(device)
     _check_folder(run)
     check_papers(run, config)
-    pictures = read_shards(data, config.data)
+    pictures = read_data(data, config.data)
     for line in pictures.unreadable:
         console.print(f"unreadable: {line}", markup=False)
+    if strict and pictures.unreadable:
+        raise DataError(
+            f"{len(pictures.unreadable)} of the data set's files cannot be read, see above: mend or remove them, or "
+            "leave out --strict"
+        )
     console.print(f"{len(pictures)} pictures, fingerprint {pictures.fingerprint[:12]}, on {device}")
     write_papers(run, recipe, config, pictures, device)
     for stage in (s for s in STAGES if s in stages):

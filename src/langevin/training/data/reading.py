@@ -1,0 +1,87 @@
+"""A data set's format is recognised from what lies in its folder; whatever it is, a `PictureSet` comes out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from langevin.errors import DataError
+from langevin.images.pixels import to_rgb
+from langevin.training.data import captions, classes, idx, metadata, shards
+from langevin.training.data.config import DataConfig
+from langevin.training.data.files import Listing, Sample, list_files
+from langevin.training.data.fitting import fit_square
+from langevin.training.data.pictures import PictureSet
+
+Reader = Callable[[Listing, list[str]], Iterator[Sample]]
+"""Gives the samples and adds a line to the list for each file that cannot be used. Pictures are opened later, and
+only those that are wanted."""
+
+FORMATS: Mapping[str, tuple[Callable[[Listing], bool], Reader]] = {
+    "tar shards": (shards.found, shards.samples),
+    "idx files": (idx.found, idx.samples),
+    "metadata.jsonl": (metadata.found, metadata.samples),
+    "pictures with .txt captions": (captions.found, captions.samples),
+    "pictures in class folders": (classes.found, classes.samples),
+}
+
+
+def recognise(listing: Listing) -> str:
+    """The name of the format in `FORMATS`. Raises DataError where there is none, or more than one."""
+    found = [name for name, (is_there, _) in FORMATS.items() if is_there(listing)]
+    if metadata.found(listing) or captions.found(listing):  # both may use folders as they like
+        found = [name for name in found if name != "pictures in class folders"]
+    if len(found) > 1:
+        raise DataError(f"{listing.folder} holds {' and '.join(found)}: keep one of them in a folder of its own")
+    if found:
+        return found[0]
+    if pictures := listing.pictures:
+        raise DataError(
+            f"the pictures in {listing.folder} have no captions: write {Path(pictures[0]).with_suffix('.txt').name} "
+            f"beside {pictures[0]}, or a metadata.jsonl, or put each class in a folder of its own"
+        )
+    raise DataError(f"there is no data set in {listing.folder}: give a folder with {', '.join(FORMATS)}")
+
+
+def read_data(folder: Path, config: DataConfig) -> PictureSet:
+    """Read the data set in `folder`, of any format in `FORMATS`; docs/data.md shows each.
+
+    Nothing is ever unpickled, and nothing outside `folder` is read. What cannot be read is left out and named in
+    `unreadable`. Raises DataError where there is no data set, formats are mixed, a key occurs twice, or no sample is
+    left that `config` wants.
+    """
+    listing = list_files(folder)
+    unreadable = [f"{name}: a link to a folder, which is not followed" for name in listing.links]
+    found: dict[str, tuple[Mapping[str, Any], np.ndarray]] = {}
+    for sample in FORMATS[recognise(listing)][1](listing, unreadable):
+        if not config.wants(sample.record):
+            continue
+        if sample.key in found:
+            raise DataError(f"the key {sample.key!r} of {sample.place} occurs twice in {folder}")
+        try:
+            image = fit_square(to_rgb(sample.picture()), config.size, config.fit)
+        except DataError as error:
+            unreadable.append(f"{sample.place}: {error}")
+            continue
+        found[sample.key] = sample.record, np.asarray(image)
+    lines = [_printable(line) for line in unreadable]
+    if not found:
+        why = f"; {len(lines)} could not be read, the first: {lines[0]}" if lines else ""
+        raise DataError(
+            f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}{why}"
+        )
+    keys = sorted(found)
+    pictures = torch.from_numpy(np.stack([found[k][1] for k in keys])).permute(0, 3, 1, 2).contiguous()
+    digest = hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass"))
+    digest.update(pictures.numpy().tobytes())
+    return PictureSet(pictures, [found[k][0] for k in keys], digest.hexdigest(), lines)
+
+
+def _printable(line: str) -> str:
+    """Names come from strangers: what would break the line or command the terminal is shown as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
