@@ -56,7 +56,7 @@ class DiffusionStage(Config):
     """How often the caption is left empty, for classifier-free guidance."""
     weighting: Weighting = Weighting.SNR_PLUS_ONE
     preview_prompts: tuple[str, ...] = Field(min_length=1)
-    guidance: float = Field(4.0, ge=1)
+    guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
     loop: LoopConfig
 
