@@ -55,6 +55,7 @@ class DiffusionStage(Config):
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """How often the caption is left empty, for classifier-free guidance."""
     weighting: Weighting = Weighting.SNR_PLUS_ONE
+    """Of the noise levels in the loss."""
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -144,8 +145,8 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
 
 
-def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, untrained: bool = False) -> ModelBundle:
-    """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `untrained`."""
+def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_denoiser: bool = False) -> ModelBundle:
+    """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
     codec = AutoencoderKL(config.autoencoder.network)
     load_ema(run / "autoencoder" / "checkpoints", codec)
     tokenizer = train_tokenizer(config, data)
@@ -154,7 +155,7 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, untr
     load_ema(run / "clip" / "checkpoints", clip)
     part = config.diffusion
     network = UNet(part.network)
-    if not untrained:
+    if not new_denoiser:
         load_ema(run / "diffusion" / "checkpoints", network)
     return ModelBundle(
         diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
@@ -188,7 +189,7 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
         if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
     with torch.random.fork_rng(devices=[]):  # the frozen parts' first weights are thrown away
-        frozen = load_trained(config, data, run, untrained=True)
+        frozen = load_trained(config, data, run, new_denoiser=True)
     part = config.diffusion
     codec, text = frozen.autoencoder, frozen.text
     assert codec is not None and text is not None
