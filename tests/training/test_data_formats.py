@@ -311,9 +311,9 @@ def test_the_fit_is_the_configurations(tmp_path: Path) -> None:
 def test_strict_stops_before_the_first_step(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import langevin.training.run as command
+    from langevin.training.system import System
 
-    monkeypatch.setattr(command, "train_stage", no_stage)
+    monkeypatch.setattr(System, "train_stage", no_stage)
     data = put(tmp_path / "data", a_png=png(draw("circle", "red")), a_txt=b"fine", b_png=b"?", b_txt=b"broken")
     assert train(data, tmp_path / "run", "--set", "data.include={}", "--strict") == 2
     said = capsys.readouterr().err

@@ -68,12 +68,12 @@ def test_the_model_file_loads_and_makes_the_picture_of_its_own_weights(run_folde
 
 def test_a_run_in_two_sittings_reaches_the_same_weights(run_folder: Path, shapes: Path, tmp_path: Path) -> None:
     """Interrupted in the last stage, whose steps draw on every stream: order, captions, noise, timesteps."""
-    import langevin.training.run as command
+    from langevin.training.system import System
 
     out = tmp_path / "cut"
     for stage in ("autoencoder", "clip"):
         assert train(shapes, out, "--stage", stage) == 0
-    original = command.train_stage
+    original = System.train_stage
 
     def interrupted(*args: object, **kwargs: object) -> object:
         import os
@@ -85,7 +85,7 @@ def test_a_run_in_two_sittings_reaches_the_same_weights(run_folder: Path, shapes
             yield step
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "train_stage", interrupted)
+        patch.setattr(System, "train_stage", interrupted)
         assert train(shapes, out, "--stage", "diffusion") == 130
     assert train(shapes, out, "--stage", "diffusion") == 2  # it holds a run, and --resume was not said
     assert train(shapes, out, "--stage", "diffusion", "--resume") == 0
@@ -118,9 +118,9 @@ def test_what_can_be_refused_is_refused_before_training(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import langevin.training.plots as plots
-    import langevin.training.run as command
+    from langevin.training.system import System
 
-    monkeypatch.setattr(command, "train_stage", no_stage)
+    monkeypatch.setattr(System, "train_stage", no_stage)
     file = tmp_path / "file"
     file.write_text("")
     for out, more, message in [

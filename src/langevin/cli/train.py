@@ -33,7 +33,7 @@ def train(
     ] = None,
     stage: Annotated[
         list[str] | None,
-        typer.Option("--stage", help="Only this stage, autoencoder, clip or diffusion; may be given several times."),
+        typer.Option("--stage", help="Only this stage of the recipe; may be given several times."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoints.")] = False,
     assignments: Annotated[
@@ -64,14 +64,14 @@ def train(
 
     from langevin.training.config import override
     from langevin.training.run import run_recipe
-    from langevin.training.text_to_image import STAGES
 
-    for name in stage or ():
-        if name not in STAGES:
-            raise RequestError(f"stage {name!r} is unknown; choose from {', '.join(STAGES)}")
     if threads:
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = override(RECIPES[recipe](), list(assignments or ()))
-    run_recipe(recipe, config, data, out, stages=stage or STAGES, device=device, resume=resume, strict=strict)
+    stages = list(config.loops)
+    for name in stage or ():
+        if name not in stages:
+            raise RequestError(f"stage {name!r} is unknown; choose from {', '.join(stages)}")
+    run_recipe(recipe, config, data, out, stages=stage or stages, device=device, resume=resume, strict=strict)

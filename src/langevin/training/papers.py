@@ -14,43 +14,36 @@ from langevin.checkpoints.atomic import atomic_write
 from langevin.errors import RequestError
 from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet
-from langevin.training.loop import FREE
-from langevin.training.text_to_image import STAGES, TextToImageConfig
+from langevin.training.system import System
 from langevin.version import __version__
 
 _NAME = "run.json"
-_FREE = {
-    *(f"{stage}.loop.{name}" for stage in STAGES for name in FREE),
-    "diffusion.preview_prompts",
-    "diffusion.guidance",
-}
-"""Fields that may change at any time: the weights do not depend on them."""
 
 
-def check_papers(run: Path, config: TextToImageConfig) -> None:
+def check_papers(run: Path, config: System) -> None:
     """RequestError where the folder holds checkpoints that were made with other options than `config`'s.
 
     Compared are the options of the stages that have begun, so that a later stage may still be changed. Checkpoints
     refuse another training loop or other data themselves; here the rest is refused before anything is overwritten:
     the networks' sizes, the prediction type.
     """
-    begun = [stage for stage in STAGES if steps_saved(run / stage / "checkpoints")]
+    begun = [stage for stage in config.loops if steps_saved(run / stage / "checkpoints")]
     if not begun:
         return
-    sections = ["seed", "data", *(["captions"] if begun != ["autoencoder"] else []), *begun]
+    sections = frozenset[str]().union(*map(config.depends, begun))
     try:
         before = dict(_leaves(json.loads((run / _NAME).read_text())["config"]))
     except (OSError, ValueError, KeyError, TypeError):
         return  # no papers: the checkpoints' own comparison is what is left
     for name, value in _leaves(config.model_dump(mode="json")):
-        if name.split(".")[0] in sections and name not in _FREE and before.get(name, value) != value:
+        if name.split(".")[0] in sections and not config.may_change(name) and before.get(name, value) != value:
             raise RequestError(
                 f"{run} was begun with {name} = {before[name]!r}, not {value!r}: give the same options, "
                 "or another --out"
             )
 
 
-def write_papers(run: Path, recipe: str, config: TextToImageConfig, pictures: PictureSet, device: str) -> None:
+def write_papers(run: Path, recipe: str, config: System, pictures: PictureSet, device: str) -> None:
     """Recipe, configuration, data and, of the last sitting, the environment."""
     papers = {
         "recipe": recipe,

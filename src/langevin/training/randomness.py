@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ def seed_for(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """A CPU generator with the seed of `seed_for`."""
     return torch.Generator("cpu").manual_seed(seed_for(seed, *purpose))
+
+
+def sample_generators(seed: int, purpose: str, step: int, samples: Sequence[tuple[int, int]]) -> list[torch.Generator]:
+    """A generator for each (epoch, index) of a step's batch, the same wherever the batch is cut: in parts that are
+    accumulated, over several devices."""
+    return [generator(seed, purpose, step, epoch, index) for epoch, index in samples]
+
+
+def normal(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    """Standard normal numbers, float32 [B, *shape], row i from generator i."""
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

@@ -16,10 +16,9 @@ from langevin.errors import DataError, RequestError
 from langevin.tasks.opening import check_device
 from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet, read_data
-from langevin.training.export import export
 from langevin.training.papers import check_papers, write_papers
 from langevin.training.plots import check_plotting, plot_metrics
-from langevin.training.text_to_image import STAGES, Stage, TextToImageConfig, train_stage
+from langevin.training.system import System
 
 _LINE_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal to draw a bar on."""
@@ -27,7 +26,7 @@ _LINE_EVERY = 30.0
 
 def run_recipe(
     recipe: str,
-    config: TextToImageConfig,
+    config: System,
     data: Path,
     run: Path,
     *,
@@ -58,16 +57,16 @@ def run_recipe(
         )
     console.print(f"{len(pictures)} pictures, fingerprint {pictures.fingerprint[:12]}, on {device}")
     write_papers(run, recipe, config, pictures, device)
-    for stage in (s for s in STAGES if s in stages):
+    for stage in (s for s in config.loops if s in stages):
         _run_stage(config, stage, pictures, run, console, device=device, resume=resume)
-    if STAGES[-1] in stages:
-        path = export(config, pictures, run)
+    if list(config.loops)[-1] in stages:
+        path = config.finish(pictures, run)
         console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 def _run_stage(
-    config: TextToImageConfig,
-    stage: Stage,
+    config: System,
+    stage: str,
     pictures: PictureSet,
     run: Path,
     console: Console,
@@ -75,7 +74,7 @@ def _run_stage(
     device: str,
     resume: bool,
 ) -> None:
-    loop = getattr(config, stage).loop
+    loop = config.loops[stage]
     begun = max(steps_saved(run / stage / "checkpoints"), default=0)
     if resume:
         console.print(f"{stage}: goes on from step {begun}" if begun else f"{stage}: nothing to go on from, begins")
@@ -90,7 +89,7 @@ def _run_stage(
     said = time.monotonic()
     with Progress(*columns, console=console) as progress, _interruption() as interrupted:
         task = progress.add_task(stage, total=loop.steps, completed=begun, figures="")
-        steps = train_stage(config, stage, pictures, run, device=device, resume=resume)
+        steps = config.train_stage(stage, pictures, run, device=device, resume=resume)
         for step in steps:
             progress.update(task, completed=step.step)
             if step.metrics is not None:

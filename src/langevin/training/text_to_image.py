@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import ClassVar
 
 import torch
 from pydantic import Field, model_validator
 
+from langevin.checkpoints.memory import checkpoint_of
+from langevin.checkpoints.original import write_original
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.errors import RequestError
@@ -24,12 +26,13 @@ from langevin.networks.unet import UNet, UNetConfig
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
-from langevin.training.data import DataConfig, PictureSet
-from langevin.training.loop import Objective, TrainingStep, train
+from langevin.training.data import PictureSet
+from langevin.training.loop import Objective
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
 from langevin.training.objectives.clip import ClipObjective
 from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
 from langevin.training.randomness import generator
+from langevin.training.system import System
 
 
 class AutoencoderStage(Config):
@@ -62,13 +65,21 @@ class DiffusionStage(Config):
     loop: LoopConfig
 
 
-class TextToImageConfig(Config):
-    seed: int = Field(0, ge=0)
-    data: DataConfig
+class TextToImageConfig(System):
     captions: CaptionConfig
     autoencoder: AutoencoderStage
     clip: ClipStage
     diffusion: DiffusionStage
+
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "clip": ("captions",),
+        "diffusion": ("captions", "autoencoder", "clip"),
+    }
+    free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
+
+    @property
+    def loops(self) -> Mapping[str, LoopConfig]:
+        return {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
 
     @model_validator(mode="after")
     def _fits(self) -> TextToImageConfig:
@@ -98,40 +109,33 @@ class TextToImageConfig(Config):
             raise ValueError(f"clip.text.positions {self.clip.text.positions} is less than the 77 tokens of a caption")
         return self
 
+    def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
+        match stage:
+            case "autoencoder":
+                part = self.autoencoder
+                return AutoencoderObjective(
+                    AutoencoderKL(part.network),
+                    data,
+                    seed=self.seed,
+                    kl_weight=part.kl_weight,
+                    edge_weight=part.edge_weight,
+                    device=device,
+                )
+            case "clip":
+                tokenizer = train_tokenizer(self, data)
+                network = Clip(ClipText(_text_config(self, tokenizer)), ClipImage(self.clip.image))
+                return ClipObjective(network, tokenizer, data, self.captions, seed=self.seed, device=device)
+            case "diffusion":
+                return _diffusion_objective(self, data, run, device)
+            case _:
+                raise ValueError(f"there is no stage {stage!r}")
 
-Stage = Literal["autoencoder", "clip", "diffusion"]
-STAGES: tuple[Stage, ...] = ("autoencoder", "clip", "diffusion")
-
-
-def train_stage(
-    config: TextToImageConfig, stage: Stage, data: PictureSet, run: Path, *, device: str, resume: bool
-) -> Generator[TrainingStep]:
-    """Train one stage in `run/STAGE`. "diffusion" needs the two others finished in the same run folder."""
-    torch.manual_seed(int(torch.randint(2**62, (), generator=generator(config.seed, "weights", stage))))
-    objective: Objective
-    match stage:
-        case "autoencoder":
-            part = config.autoencoder
-            objective = AutoencoderObjective(
-                AutoencoderKL(part.network),
-                data,
-                seed=config.seed,
-                kl_weight=part.kl_weight,
-                edge_weight=part.edge_weight,
-                device=device,
-            )
-            loop = part.loop
-        case "clip":
-            tokenizer = train_tokenizer(config, data)
-            network = Clip(ClipText(_text_config(config, tokenizer)), ClipImage(config.clip.image))
-            objective = ClipObjective(network, tokenizer, data, config.captions, seed=config.seed, device=device)
-            loop = config.clip.loop
-        case "diffusion":
-            objective = _diffusion_objective(config, data, run, device)
-            loop = config.diffusion.loop
-        case _:
-            assert_never(stage)
-    yield from train(objective, loop, run / stage, seed=config.seed, device=device, resume=resume)
+    def finish(self, data: PictureSet, run: Path) -> Path:
+        """`run/model.safetensors`: averaged weights in float16, single-file layout, architecture and vocabulary as
+        metadata."""
+        path = run / "model.safetensors"
+        write_original(checkpoint_of(load_trained(self, data, run)), path, dtype="F16", overwrite=True)
+        return path
 
 
 def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from langevin.images.grids import save_grid
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.training.data import PictureSet
-from langevin.training.randomness import generator
+from langevin.training.randomness import normal, sample_generators
 
 
 class AutoencoderObjective:
@@ -44,7 +44,7 @@ class AutoencoderObjective:
         images = self.data.images([i for _, i in samples]).to(self.device)
         mean, logvar = self.network.moments(images)
         mean, logvar = mean.float(), logvar.float()
-        noise = torch.randn(mean.shape, generator=generator(self.seed, "posterior", step)).to(mean)
+        noise = normal(sample_generators(self.seed, "posterior", step, samples), mean.shape[1:]).to(mean)
         output = self.network.decode(mean + torch.exp(0.5 * logvar) * noise).float()
         pixel = F.l1_loss(output, images)
         edge = sum(F.l1_loss(torch.diff(output, dim=d), torch.diff(images, dim=d)) for d in (2, 3))

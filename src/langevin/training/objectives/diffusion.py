@@ -20,7 +20,7 @@ from langevin.model.guided import guided_model
 from langevin.model.text import TextEncoder
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
-from langevin.training.randomness import generator
+from langevin.training.randomness import generator, normal, sample_generators
 
 
 class Weighting(StrEnum):
@@ -97,15 +97,15 @@ class DiffusionObjective:
         }
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        g = generator(self.seed, "diffusion", step)
+        streams = sample_generators(self.seed, "diffusion", step, samples)
         indices = torch.tensor([i for _, i in samples])
         mean, deviation = self.mean[indices], self.deviation[indices]
-        x0 = self.autoencoder.scale_factor * (mean + deviation * torch.randn(mean.shape, generator=g))
+        x0 = self.autoencoder.scale_factor * (mean + deviation * normal(streams, mean.shape[1:]))
         x0 = x0.to(self.device)
-        eps = torch.randn(x0.shape, generator=g).to(self.device)
-        t = torch.randint(len(self.model.schedule), (len(x0),), generator=g)
+        eps = normal(streams, mean.shape[1:]).to(self.device)
+        t = torch.stack([torch.randint(len(self.model.schedule), (), generator=g) for g in streams])
         sigma = self.model.schedule.sigmas[t]
-        dropped = torch.rand(len(x0), generator=g) < self.caption_dropout
+        dropped = torch.stack([torch.rand((), generator=g) for g in streams]) < self.caption_dropout
         texts = [
             "" if drop else caption(self.data.records[i], self.captions, generator(self.seed, "caption", epoch, i))
             for (epoch, i), drop in zip(samples, dropped.tolist(), strict=True)

@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from langevin.training.recipes.emoji import emoji
-from langevin.training.text_to_image import TextToImageConfig
+from langevin.training.system import System
 
-RECIPES: Mapping[str, Callable[[], TextToImageConfig]] = {"emoji": emoji}
+RECIPES: Mapping[str, Callable[[], System]] = {"emoji": emoji}

@@ -38,20 +38,20 @@ PROMPTS = (
 def emoji() -> TextToImageConfig:
     """Text to emoji, 64 x 64 pixels, 20 million parameters."""
     return TextToImageConfig(
-        data=DataConfig(size=64, include={"split": ("train",), "set": ("main",)}, exclude={"style": ("openmoji",)}),
+        data=DataConfig(size=64, include={"set": ("main",)}, exclude={"style": ("openmoji",)}),
         # The black-and-white icons are always called so: "a cat" is to be in colour.
         captions=CaptionConfig(styles=STYLES, always_styled=("fluent-high-contrast",)),
         autoencoder=AutoencoderStage(
             network=AutoencoderConfig(base_channels=64, channel_mult=(1, 1, 2), num_res_blocks=1, latent_channels=4),
             loop=LoopConfig(
-                steps=3000, batch_size=16, learning_rate=6e-4, warmup=100, weight_decay=0.0,
+                steps=2500, batch_size=16, learning_rate=6e-4, warmup=100, weight_decay=0.0,
                 ema_decay=0.998, save_every=500, sample_every=500,
             ),
         ),
         clip=ClipStage(
-            vocabulary=3072,
+            vocabulary=2048,
             text=ClipTextConfig(
-                vocabulary=3072, width=192, layers=4, heads=3, mlp_width=768, activation="gelu", projection=192
+                vocabulary=2048, width=192, layers=3, heads=3, mlp_width=768, activation="gelu", projection=192
             ),
             image=ClipImageConfig(
                 image_size=64, patch_size=8, width=192, layers=4, heads=3, mlp_width=768,
@@ -65,7 +65,7 @@ def emoji() -> TextToImageConfig:
         diffusion=DiffusionStage(
             network=UNetConfig(
                 model_channels=96, channel_mult=(1, 2, 2), num_res_blocks=1, attention_levels=(False, True, True),
-                middle_attention=False, num_heads=None, head_channels=64, context_channels=192, linear_projection=True,
+                middle_attention=True, num_heads=None, head_channels=64, context_channels=192, linear_projection=True,
             ),
             preview_prompts=PROMPTS,
             loop=LoopConfig(
