@@ -18,6 +18,7 @@ from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel, per_image
 from langevin.model.guided import guided_model
 from langevin.model.text import TextEncoder
+from langevin.training.caching import TextStates
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.randomness import generator, normal, sample_generators
@@ -72,7 +73,7 @@ class DiffusionObjective:
         self.module: nn.Module = model.network.to(device)
         self.model = model
         self.autoencoder = autoencoder
-        self.text = text
+        self.states = TextStates(text, device)
         self.data = data
         self.mean, self.deviation = latents
         self.captions = captions
@@ -120,11 +121,8 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
-        """Text states, B L D; equal captions are encoded once."""
-        distinct = list(dict.fromkeys(texts))
-        tokens = self.text.tokens(distinct).to(self.device)
-        states: Tensor = self.text.network(tokens, layer=self.text.layer).states
-        return states[torch.tensor([distinct.index(t) for t in texts])]
+        """Text states, B L D; a caption that comes again is not encoded again while there is room."""
+        return self.states.of(texts)
 
     @torch.no_grad()
     def preview(self, module: nn.Module, path: Path) -> None:
