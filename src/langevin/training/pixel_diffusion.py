@@ -116,7 +116,9 @@ class PixelDiffusion(System):
         """The averaged weights of a run folder as a model. Raises CheckpointError where it holds none."""
         part = self.diffusion
         model = self._model(UNet(part.network))
-        load_ema(run / "diffusion" / "checkpoints", with_levels(model.network, make_levels(part.levels, model.schedule)))
+        load_ema(
+            run / "diffusion" / "checkpoints", with_levels(model.network, make_levels(part.levels, model.schedule))
+        )
         return ModelBundle(
             diffusion=model,
             classes=self._classes(data),
