@@ -27,7 +27,7 @@ _LOOP = LoopConfig(
 def _network(*, outputs: int = 1, classes: int | None = None, scale_shift: bool = False) -> UNetConfig:
     """28, 14 and 7 pixels wide; attention at 7."""
     return UNetConfig(
-        in_channels=1, out_channels=outputs, model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=1,
+        in_channels=1, out_channels=outputs, model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
         attention_levels=(False, False, True), middle_attention=True, num_heads=None, head_channels=32,
         context_channels=None, num_classes=classes, scale_shift_norm=scale_shift,
     )  # fmt: skip
