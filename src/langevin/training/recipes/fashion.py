@@ -20,7 +20,7 @@ from langevin.training.pixel_diffusion import PixelDiffusion, PixelStage
 
 _DATA = DataConfig(size=28, include={"split": ("train",)})
 _LOOP = LoopConfig(
-    steps=6000, batch_size=64, learning_rate=6e-4, warmup=300, weight_decay=0.0, save_every=250, sample_every=500
+    steps=9000, batch_size=32, learning_rate=8e-4, warmup=300, weight_decay=0.0, save_every=500, sample_every=1500
 )
 
 
