@@ -207,4 +207,5 @@ def test_the_second_ctrl_c_does_not_wait_for_the_step() -> None:
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert langevin(["train", "--list"]) == 0
-    assert all(name in capsys.readouterr().out for name in RECIPES)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in RECIPES)
