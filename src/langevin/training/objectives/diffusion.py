@@ -20,6 +20,7 @@ from langevin.model.guided import guided_model
 from langevin.model.text import TextEncoder
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
+from langevin.training.objectives.latents import Latents
 from langevin.training.randomness import generator, normal, sample_generators
 
 
@@ -59,7 +60,7 @@ class DiffusionObjective:
         autoencoder: Autoencoder,
         text: TextEncoder,
         data: PictureSet,
-        latents: tuple[Tensor, Tensor],
+        latents: Latents,
         captions: CaptionConfig,
         *,
         seed: int,
@@ -74,7 +75,7 @@ class DiffusionObjective:
         self.autoencoder = autoencoder
         self.text = text
         self.data = data
-        self.mean, self.deviation = latents
+        self.latents = latents
         self.captions = captions
         self.seed = seed
         self.caption_dropout = caption_dropout
@@ -98,8 +99,7 @@ class DiffusionObjective:
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         streams = sample_generators(self.seed, "diffusion", step, samples)
-        indices = torch.tensor([i for _, i in samples])
-        mean, deviation = self.mean[indices], self.deviation[indices]
+        mean, deviation = self.latents.of(samples, self.seed)
         x0 = self.autoencoder.scale_factor * (mean + deviation * normal(streams, mean.shape[1:]))
         x0 = x0.to(self.device)
         eps = normal(streams, mean.shape[1:]).to(self.device)
@@ -136,7 +136,7 @@ class DiffusionObjective:
         cond = Conditioning(context=self.context(list(self.preview_prompts)))
         uncond = Conditioning(context=self.context([""] * count))
         sigmas = make_grid("trailing", model.schedule, 20)
-        noise = Noise(range(count), tuple(self.mean.shape[1:]))
+        noise = Noise(range(count), self.latents.shape)
         x = model.schedule.prior(noise.initial()).to(self.device)
         denoiser = guided_model(model, cond, uncond, self.preview_guidance)
         for sampled in SAMPLERS["dpmpp_2m"].function(denoiser, x, sigmas, noise):
