@@ -23,7 +23,7 @@ from langevin.model.bundle import ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 from langevin.tasks.manifest import describe
 from langevin.tasks.plan import Decode, Plan
 from langevin.tasks.prompts import Texts, encode_prompts
@@ -170,7 +170,7 @@ def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, An
     return options
 
 
-def _parts(bundle: ModelBundle) -> tuple[Autoencoder, TextEncoder]:
+def _parts(bundle: ModelBundle) -> tuple[Autoencoder, PromptEncoder]:
     if bundle.info.task != "text-to-image":
         raise RequestError(f"model {bundle.info.name} is for {bundle.info.task}: give a text-to-image model")
     if bundle.text is None or bundle.autoencoder is None:

@@ -1,4 +1,4 @@
-"""A latent text-to-image system from nothing: autoencoder, CLIP, denoiser, one after the other."""
+"""A latent text-to-image system: autoencoder, CLIP or a text encoder from elsewhere, denoiser, one after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder, TextEncoder
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
@@ -32,6 +32,7 @@ from langevin.training.objectives.autoencoder import AutoencoderObjective, encod
 from langevin.training.objectives.clip import ClipObjective
 from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
 from langevin.training.objectives.latents import Latents
+from langevin.training.pretrained_text import PretrainedText, open_pretrained
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -68,19 +69,22 @@ class DiffusionStage(Config):
 
 class TextToImageConfig(System):
     captions: CaptionConfig
+    text_encoder: PretrainedText | None = None
+    """Whose states are the context. None: those of the CLIP stage's text tower; else there is no CLIP stage."""
     autoencoder: AutoencoderStage
     clip: ClipStage
     diffusion: DiffusionStage
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "clip": ("captions",),
-        "diffusion": ("captions", "autoencoder", "clip"),
+        "diffusion": ("captions", "autoencoder", "clip", "text_encoder"),
     }
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
-        return {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
+        loops = {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
+        return {name: loop for name, loop in loops.items() if name != "clip" or self.text_encoder is None}
 
     @model_validator(mode="after")
     def _fits(self) -> TextToImageConfig:
@@ -91,7 +95,7 @@ class TextToImageConfig(System):
             raise ValueError(
                 f"data.buckets.grid {self.data.buckets.grid} is not a multiple of the autoencoder's factor {factor}"
             )
-        if self.diffusion.network.context_channels != self.clip.text.width:
+        if self.text_encoder is None and self.diffusion.network.context_channels != self.clip.text.width:
             raise ValueError(
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
                 f"clip.text.width {self.clip.text.width}"
@@ -115,6 +119,11 @@ class TextToImageConfig(System):
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
+        if (
+            self.text_encoder is not None and stage != "diffusion"
+        ):  # what is wrong with it is said before the first step
+            with torch.random.fork_rng(devices=[]):
+                open_pretrained(self.text_encoder, self.diffusion.network.context_channels or 0)
         match stage:
             case "autoencoder":
                 part = self.autoencoder
@@ -158,10 +167,14 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
     codec = AutoencoderKL(config.autoencoder.network)
     load_ema(run / "autoencoder" / "checkpoints", codec)
-    tokenizer = train_tokenizer(config, data)
-    tower = ClipText(_text_config(config, tokenizer))
-    clip = Clip(tower, ClipImage(config.clip.image))
-    load_ema(run / "clip" / "checkpoints", clip)
+    text: PromptEncoder
+    if config.text_encoder is not None:
+        text = open_pretrained(config.text_encoder, config.diffusion.network.context_channels or 0)
+    else:
+        tokenizer = train_tokenizer(config, data)
+        tower = ClipText(_text_config(config, tokenizer))
+        load_ema(run / "clip" / "checkpoints", Clip(tower, ClipImage(config.clip.image)))
+        text = TextEncoder(tower, tokenizer)
     part = config.diffusion
     network = UNet(part.network)
     if not new_denoiser:
@@ -169,7 +182,7 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     return ModelBundle(
         diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
-        text=TextEncoder(tower, tokenizer),
+        text=text,
         info=CheckpointInfo(
             name=run.name,
             prediction=part.prediction,
@@ -195,8 +208,8 @@ def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextCon
 
 
 def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path, device: str) -> DiffusionObjective:
-    for stage, loop in (("autoencoder", config.autoencoder.loop), ("clip", config.clip.loop)):
-        if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
+    for stage, loop in config.loops.items():
+        if stage != "diffusion" and not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
     with torch.random.fork_rng(devices=[]):  # the frozen parts' first weights are thrown away
         frozen = load_trained(config, data, run, new_denoiser=True)

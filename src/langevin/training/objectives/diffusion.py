@@ -17,7 +17,8 @@ from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel, per_image
 from langevin.model.guided import guided_model
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
+from langevin.model.text_transformers import TransformersEncoder
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.latents import Latents
@@ -51,14 +52,14 @@ class Weighting(StrEnum):
 class DiffusionObjective:
     """mean over the batch of w(sigma) c_out^2 |F - F*|^2, with the weight w of a `Weighting`.
 
-    The autoencoder and the text tower are frozen: latents are encoded once, text states on the way.
+    The autoencoder and the text encoder are frozen: latents are encoded once, text states on the way.
     """
 
     def __init__(
         self,
         model: DiffusionModel,
         autoencoder: Autoencoder,
-        text: TextEncoder,
+        text: PromptEncoder,
         data: PictureSet,
         latents: Latents,
         captions: CaptionConfig,
@@ -90,7 +91,10 @@ class DiffusionObjective:
 
     @property
     def facts(self) -> dict[str, Any]:
+        # The encoder's files are no part of the run folder: another encoder under the same name is refused.
+        named = {"text_encoder": dict(self.text.record.files)} if isinstance(self.text, TransformersEncoder) else {}
         return {
+            **named,
             "data": self.data.fingerprint,
             "captions": self.captions.model_dump(mode="json"),
             "caption_dropout": self.caption_dropout,
@@ -122,8 +126,7 @@ class DiffusionObjective:
     def context(self, texts: list[str]) -> Tensor:
         """Text states, B L D; equal captions are encoded once."""
         distinct = list(dict.fromkeys(texts))
-        tokens = self.text.tokens(distinct).to(self.device)
-        states: Tensor = self.text.network(tokens, layer=self.text.layer).states
+        states = self.text.states(distinct)
         return states[torch.tensor([distinct.index(t) for t in texts])]
 
     @torch.no_grad()
