@@ -1,9 +1,9 @@
 """The losses of the first 50 steps are what they were: a change that should not change numbers does not.
 
 Small runs in float32 on generated shapes. Another CPU, another number of threads or another torch adds in another
-order, and training carries such differences on: each loss may differ from the recorded one by `TOLERANCE`. With 1, 2
-and 4 threads on one machine they differed by 1e-5 at most. What changes the mathematics shows: another seed, weighting
-or learning rate moves the curves by more than 1e-2 (the last test does that with a learning rate changed by 10%).
+order, and training carries such differences on: each loss may differ from the recorded one by `TOLERANCE`. Beside one
+thread with AVX-512, losses differed by 3.4e-4 at most with 2 and 4 threads, and by 8.5e-5 with AVX2; the tolerance is
+fifteen times as much. What changes the mathematics moves them further: the last test changes a learning rate by 5%.
 
 Record anew, after a change that is meant to change numbers: python tests/training/test_golden_curves.py
 """
@@ -24,7 +24,7 @@ from langevin.training.data.shapes import write_shapes
 from langevin.training.recipes import RECIPES
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
-TOLERANCE = 1e-3
+TOLERANCE = 5e-3
 """Relative."""
 STEPS = 50
 
@@ -45,15 +45,16 @@ _EMOJI = [
     "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
     "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
     "diffusion.network.context_channels=32", 'diffusion.preview_prompts=["a red circle"]',
-    "diffusion.loop.batch_size=4",
+    "diffusion.loop.batch_size=4", "autoencoder.loop.learning_rate=0.0006", "clip.loop.learning_rate=0.001",
+    "diffusion.loop.learning_rate=0.0006",
 ]  # fmt: skip
 
 RUNS: dict[str, tuple[str, list[str]]] = {"emoji": ("emoji", _EMOJI)}
 """Recipe and what is changed of it, by the run's name."""
 
 
-def losses(name: str, folder: Path, *more: str) -> dict[str, list[float]]:
-    """The loss of each step, by stage."""
+def losses(name: str, folder: Path, *more: str, only: str | None = None) -> dict[str, list[float]]:
+    """The loss of each step, by stage; `more` is changed too, `only` the one stage to train."""
     recipe, changes = RUNS[name]
     config = RECIPES[recipe]()
     loops = [f"{stage}.loop.{field}={json.dumps(v)}" for stage in config.loops for field, v in _LOOP.items()]
@@ -61,7 +62,7 @@ def losses(name: str, folder: Path, *more: str) -> dict[str, list[float]]:
     write_shapes(folder / "data", 24, seed=0, size=32)
     data = read_data(folder / "data", config.data)
     curves = {}
-    for stage in config.loops:
+    for stage in [only] if only else config.loops:
         for _ in config.train_stage(stage, data, folder, device="cpu", resume=False):
             pass
         curves[stage] = [row["loss"] for row in metrics.read(folder / stage / "metrics.jsonl")]
@@ -80,6 +81,11 @@ def test_the_losses_are_the_recorded_ones(name: str, tmp_path: Path) -> None:
     assert found.keys() == recorded.keys()
     for stage, curve in found.items():
         assert len(curve) == STEPS and furthest(curve, recorded[stage]) < TOLERANCE, stage
+
+
+def test_a_changed_learning_rate_is_noticed(tmp_path: Path) -> None:
+    changed = losses("emoji", tmp_path, "clip.loop.learning_rate=0.00105", only="clip")
+    assert furthest(changed["clip"], json.loads(GOLDEN.read_text())["emoji"]["clip"]) > 2 * TOLERANCE
 
 
 if __name__ == "__main__":
