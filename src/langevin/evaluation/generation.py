@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from langevin.images.pixels import to_tensor as picture_tensor
 from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Conditioning
 from langevin.model.guided import guided_model
+from langevin.networks.unet import UNetConfig
 from langevin.tasks.from_text import completed, run_numbers, sampler_options
 from langevin.tasks.manifest import describe
 from langevin.tasks.request import GenerateRequest
@@ -38,14 +39,26 @@ def told(bundle: ModelBundle) -> str:
 
     Raises RequestError for a model that needs more than these.
     """
-    config = getattr(bundle.diffusion.network, "config", None)
-    if bundle.info.task != "text-to-image":
+    config = network_config(bundle)
+    if bundle.info.task in ("inpainting", "depth", "upscaling"):
         raise RequestError(f"model {bundle.info.name} is for {bundle.info.task}: only whole pictures are measured")
     if bundle.text is not None:
         return "captions"
-    if getattr(config, "context_channels", None) is not None:
+    if config.context_channels is not None:
         raise RequestError(f"model {bundle.info.name} takes texts and has no text encoder: give a whole model")
-    return "classes" if getattr(config, "num_classes", None) is not None else "nothing"
+    return "classes" if config.num_classes is not None else "nothing"
+
+
+def network_config(bundle: ModelBundle) -> UNetConfig:
+    """What shapes the bundle's U-Net."""
+    return cast(UNetConfig, bundle.diffusion.network.config)
+
+
+def classes_of(bundle: ModelBundle) -> tuple[int, int | None]:
+    """How many classes a model knows, and the label of no class where it has one: it comes after all others."""
+    labels = network_config(bundle).num_classes or 0
+    named = len(bundle.classes) or labels
+    return named, named if labels > named else None
 
 
 def generate_pictures(
@@ -96,8 +109,9 @@ class _Maker:
         self.request = request
         self.told = told(bundle)
         self.scale = 1.0 if request.guidance is None else request.guidance
-        if self.told != "captions" and self.scale != 1:
-            raise RequestError(f"guidance {self.scale:g}: this model is told {self.told}; only captions are guided")
+        unguided = self.told == "nothing" or (self.told == "classes" and classes_of(bundle)[1] is None)
+        if unguided and self.scale != 1:
+            raise RequestError(f"guidance {self.scale:g}: the model was not trained without what it is told, give 1")
         self.numbers = run_numbers(bundle.diffusion, request)
         self.options = sampler_options(request, self.numbers)
         self.diffusion = replace(bundle.diffusion, times=self.numbers.times)
@@ -105,10 +119,8 @@ class _Maker:
         f = bundle.autoencoder.downsampling if bundle.autoencoder else 1
         if width % f or height % f:
             raise RequestError(f"{width} x {height} pixels: this model makes sizes that are multiples of {f}")
-        channels = (
-            bundle.autoencoder.latent_channels if bundle.autoencoder else self.diffusion.network.config.in_channels
-        )
-        self.shape = (int(channels), height // f, width // f)
+        channels = bundle.autoencoder.latent_channels if bundle.autoencoder else network_config(bundle).in_channels
+        self.shape = (channels, height // f, width // f)
 
     @torch.no_grad()
     def __call__(self, records: Sequence[Record], seeds: Sequence[int]) -> list[Image.Image]:
@@ -139,8 +151,9 @@ class _Maker:
             return Conditioning(), Conditioning()
         device = self.diffusion.device
         if self.told == "classes":
-            labels = torch.tensor([label_of(r, self.diffusion.network.config.num_classes) for r in records])
-            return Conditioning(labels=labels.to(device)), Conditioning(labels=labels.to(device))
+            classes, nothing = classes_of(self.bundle)
+            labels = torch.tensor([label_of(record, classes) for record in records], device=device)
+            return Conditioning(labels=labels), Conditioning(labels=torch.tensor([nothing or 0], device=device))
         text = self.bundle.text
         assert text is not None
         captions = [str(record["caption"]) for record in records]
