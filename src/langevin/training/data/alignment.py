@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from langevin.errors import DataError
+from langevin.evaluation.figures import Figure
+from langevin.images.pixels import to_pictures
 from langevin.training.data.measuring import measure_scene
 from langevin.training.data.shapes import COLOURS, RELATIONS, SHAPES, SIZES, Scene, Thing
 from langevin.training.randomness import seed_for
@@ -109,3 +112,45 @@ def chance_alignment(scenes: Sequence[Scene], seed: int) -> Alignment:
     parts = found[0].shares
     mean = {part: sum(one.shares[part] for one in found) / len(found) for part in parts}
     return Alignment(pictures=len(scenes), shares=mean, asked=found[0].asked, clear=1.0)
+
+
+def alignment_figures(
+    generated: Tensor, records: Sequence[Mapping[str, Any]], real: Tensor, seed: int = 0
+) -> list[Figure]:
+    """A figure for each part of `agreement`, with the same measure on real pictures of the same records as the
+    ceiling, and what heedless perfect pictures would get as chance.
+
+    generated, real: uint8 N 3 S S with 32 <= S <= 256, each for the record of its place. Raises DataError for
+    records that tell of no scene.
+    """
+    scenes = [scene_of(record) for record in records]
+    found = measure_alignment(_pictures(generated), scenes)
+    best = measure_alignment(_pictures(real), scenes)
+    chance = chance_alignment(scenes, seed)
+    figures = [
+        Figure(
+            name=f"alignment: {part}",
+            value=share,
+            better="higher",
+            real=best.shares[part],
+            chance=chance.shares[part] if len(scenes) > 1 else None,
+            generated=found.asked[part],
+            reference=best.asked[part],
+            seed=seed,
+        )
+        for part, share in found.shares.items()
+    ]
+    clear = Figure(
+        name="alignment: clear",
+        value=found.clear,
+        better="higher",
+        real=best.clear,
+        generated=len(scenes),
+        reference=len(scenes),
+        seed=seed,
+    )
+    return [clear, *figures]
+
+
+def _pictures(images: Tensor) -> list[Image.Image]:
+    return to_pictures(images.float() / 127.5 - 1)
