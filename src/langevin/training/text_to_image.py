@@ -24,6 +24,7 @@ from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
 from langevin.networks.unet import UNet, UNetConfig
+from langevin.training.caching import cached_latents
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
@@ -80,6 +81,17 @@ class TextToImageConfig(System):
         "diffusion": ("captions", "autoencoder", "clip"),
     }
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=32",
+        "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]",
+        "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1",
+        "clip.text.mlp_width=64", "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32",
+        "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",
+        "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
+        "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
+        "diffusion.network.context_channels=32", "diffusion.include={}",
+        'diffusion.preview_prompts=["a red circle", "a blue square"]',
+    )  # fmt: skip
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
@@ -220,7 +232,7 @@ def _diffusion_objective(
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    latents = encode_all(codec.network, denoised, device)
+    latents = cached_latents(codec.network, denoised, device, config.cache, run)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,

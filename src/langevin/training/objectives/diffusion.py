@@ -14,6 +14,7 @@ from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.text import TextEncoder
+from langevin.training.caching import TextStates
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.denoising import Denoising, DenoisingConfig, network_of, with_levels
@@ -47,7 +48,7 @@ class DiffusionObjective:
         self.denoising = Denoising(model, denoising)
         self.module: nn.Module = with_levels(model.network, self.denoising.levels).to(device)
         self.autoencoder = autoencoder
-        self.text = text
+        self.states = TextStates(text, device)
         self.data = data
         self.mean, self.deviation = latents
         self.captions = captions
@@ -87,11 +88,8 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
-        """Text states, B L D; equal captions are encoded once."""
-        distinct = list(dict.fromkeys(texts))
-        tokens = self.text.tokens(distinct).to(self.device)
-        states: Tensor = self.text.network(tokens, layer=self.text.layer).states
-        return states[torch.tensor([distinct.index(t) for t in texts])]
+        """Text states, B L D; a caption that comes again is not encoded again while there is room."""
+        return self.states.of(texts)
 
     @torch.no_grad()
     def preview(self, module: nn.Module, path: Path) -> None:
