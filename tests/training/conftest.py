@@ -68,7 +68,8 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "grey.tar", "w") as tar:
         for i in range(24):
             shape, shade = SHAPES[i % 3], ("black", "dimgray", "gray", "darkgray")[i % 4]
-            record = {"caption": f"{shade} {shape}", "style": "flat", "split": "train", "label": i % 3, "key": str(i)}
+            split = "val" if i % 6 == 5 else "train"
+            record = {"caption": f"{shade} {shape}", "style": "flat", "split": split, "label": i % 3, "key": str(i)}
             add(tar, f"{i}.png", png(draw(shape, shade)))
             add(tar, f"{i}.json", json.dumps(record).encode())
     return folder
