@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,9 +28,12 @@ from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
 from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
+from langevin.training.objectives.adversarial import AdversarialConfig, with_discriminator
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
+from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.clip import ClipObjective
 from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
+from langevin.training.objectives.perceptual import Features, PerceptualConfig, load_image_tower, make_perceptual
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -41,7 +44,32 @@ class AutoencoderStage(Config):
     """Weight of the Kullback-Leibler term, mean over latent elements, beside the mean absolute error of pixels."""
     edge_weight: float = Field(1.0, ge=0)
     """Weight of the mean absolute error of differences between neighbouring pixels."""
+    perceptual: PerceptualConfig | None = None
+    """A further term on the features of a frozen network. null: none."""
+    adversarial: AdversarialConfig | None = None
+    """A discriminator that trains beside the autoencoder. null: none."""
     loop: LoopConfig
+
+    @model_validator(mode="after")
+    def _discriminates(self) -> AutoencoderStage:
+        if self.adversarial is not None and self.adversarial.network.in_channels != self.network.in_channels:
+            raise ValueError(
+                f"adversarial.network.in_channels {self.adversarial.network.in_channels} is not network.in_channels "
+                f"{self.network.in_channels}"
+            )
+        return self
+
+    @property
+    def needs_own_clip(self) -> bool:
+        """Whether the run's own CLIP has to be trained first."""
+        wanted = self.perceptual
+        return wanted is not None and wanted.features is Features.CLIP and wanted.run is None
+
+    def trained(self, run: Path) -> AutoencoderKL:
+        """The averaged weights of the stage in a run folder. CheckpointError where there are none."""
+        codec = AutoencoderKL(self.network)
+        load_ema(run / "autoencoder" / "checkpoints", with_discriminator(codec, self.adversarial))
+        return codec
 
 
 class ClipStage(Config):
@@ -79,7 +107,25 @@ class TextToImageConfig(System):
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
-        return {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
+        first = ("clip", "autoencoder") if self.autoencoder.needs_own_clip else ("autoencoder", "clip")
+        return {stage: getattr(self, stage).loop for stage in (*first, "diffusion")}
+
+    def depends(self, stage: str) -> frozenset[str]:
+        own = {"captions", "clip"} if stage == "autoencoder" and self.autoencoder.needs_own_clip else set()
+        return super().depends(stage) | own
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Of the denoiser's noise levels."""
+        return NoiseSchedule.scaled_linear()
+
+    def beside(self, data: PictureSet, autoencoder: Autoencoder) -> Beside | None:
+        """What the denoiser has in further input channels: nothing."""
+        return None
+
+    def channels_beside(self) -> tuple[int, int | None]:
+        """How many further input channels the denoiser has, and its `num_classes`."""
+        return 0, None
 
     @model_validator(mode="after")
     def _fits(self) -> TextToImageConfig:
@@ -91,15 +137,20 @@ class TextToImageConfig(System):
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
                 f"clip.text.width {self.clip.text.width}"
             )
+        if self.autoencoder.adversarial is not None:
+            least = self.autoencoder.adversarial.network.least_size
+            if self.data.size < least:
+                raise ValueError(f"data.size {self.data.size} is below the {least} that the discriminator takes")
         latent = self.autoencoder.network.latent_channels
+        beside, classes = self.channels_beside()
         for name, value, other, wanted in (
             ("autoencoder.network.in_channels", self.autoencoder.network.in_channels, "an RGB picture's", 3),
             ("clip.image.in_channels", self.clip.image.in_channels, "an RGB picture's", 3),
             ("clip.image.image_size", self.clip.image.image_size, "data.size", self.data.size),
             ("clip.image.projection", self.clip.image.projection, "clip.text.projection", self.clip.text.projection),
-            ("diffusion.network.in_channels", self.diffusion.network.in_channels, "latent_channels", latent),
+            ("diffusion.network.in_channels", self.diffusion.network.in_channels, _words(beside), latent + beside),
             ("diffusion.network.out_channels", self.diffusion.network.out_channels, "latent_channels", latent),
-            ("diffusion.network.num_classes", self.diffusion.network.num_classes, "what captions need,", None),
+            ("diffusion.network.num_classes", self.diffusion.network.num_classes, "what is needed here,", classes),
         ):
             if value != wanted:
                 raise ValueError(f"{name} {value} is not {other} {wanted}")
@@ -112,14 +163,12 @@ class TextToImageConfig(System):
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
         match stage:
             case "autoencoder":
-                part = self.autoencoder
-                return AutoencoderObjective(
-                    AutoencoderKL(part.network),
+                return autoencoder_objective(
+                    self.autoencoder,
                     data,
                     seed=self.seed,
-                    kl_weight=part.kl_weight,
-                    edge_weight=part.edge_weight,
                     device=device,
+                    own_tower=lambda: load_image_tower(run, self.clip.image, self.clip.loop.steps),
                 )
             case "clip":
                 tokenizer = train_tokenizer(self, data)
@@ -138,6 +187,34 @@ class TextToImageConfig(System):
         return path
 
 
+def autoencoder_objective(
+    part: AutoencoderStage,
+    data: PictureSet,
+    *,
+    seed: int,
+    device: str,
+    own_tower: Callable[[], tuple[ClipImage, str]],
+) -> AutoencoderObjective:
+    """The autoencoder stage of any system. own_tower: loads the run's own CLIP image tower, where it is wanted.
+
+    Raises CheckpointError where what the perceptual term needs is not there.
+    """
+    network = AutoencoderKL(part.network)
+    perceptual = None
+    if part.perceptual is not None:
+        perceptual = make_perceptual(part.perceptual, own_tower, data.pictures.shape[-1], device)
+    return AutoencoderObjective(
+        network,
+        data,
+        seed=seed,
+        kl_weight=part.kl_weight,
+        edge_weight=part.edge_weight,
+        device=device,
+        perceptual=perceptual,
+        adversarial=part.adversarial,
+    )
+
+
 def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     """The vocabulary of the captions: four of each record's rephrasings."""
     texts = [
@@ -151,8 +228,7 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
 
 def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_denoiser: bool = False) -> ModelBundle:
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
-    codec = AutoencoderKL(config.autoencoder.network)
-    load_ema(run / "autoencoder" / "checkpoints", codec)
+    codec = config.autoencoder.trained(run)
     tokenizer = train_tokenizer(config, data)
     tower = ClipText(_text_config(config, tokenizer))
     clip = Clip(tower, ClipImage(config.clip.image))
@@ -162,7 +238,7 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     if not new_denoiser:
         load_ema(run / "diffusion" / "checkpoints", network)
     return ModelBundle(
-        diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
+        diffusion=DiffusionModel(network, config.schedule, part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
         text=TextEncoder(tower, tokenizer),
         info=CheckpointInfo(
@@ -182,6 +258,10 @@ def latent_scale(codec: AutoencoderKL, data: PictureSet) -> float:
     some = PictureSet(data.pictures[::every], data.records[::every], data.fingerprint)
     mean, deviation = encode_all(codec, some, str(next(codec.parameters()).device))
     return float(f"{1 / torch.sqrt(mean.var() + (deviation**2).mean()):.5g}")
+
+
+def _words(beside: int) -> str:
+    return f"latent_channels and {beside} more," if beside else "latent_channels"
 
 
 def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextConfig:
@@ -213,4 +293,5 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,
+        beside=config.beside(data, codec),
     )

@@ -22,6 +22,8 @@ class PictureSet:
     """SHA-256 over keys and pixels: says whether two runs saw the same data."""
     unreadable: Sequence[str] = ()
     """One line for each file or member that could not be read, with the reason."""
+    keys: Sequence[str] = ()
+    """What each picture is called in its data set: a path, or a name in a shard."""
 
     def __len__(self) -> int:
         return len(self.records)

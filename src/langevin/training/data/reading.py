@@ -79,7 +79,7 @@ def read_data(folder: Path, config: DataConfig) -> PictureSet:
     pictures = torch.from_numpy(np.stack([found[k][1] for k in keys])).permute(0, 3, 1, 2).contiguous()
     digest = hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass"))
     digest.update(pictures.numpy().tobytes())
-    return PictureSet(pictures, [found[k][0] for k in keys], digest.hexdigest(), lines)
+    return PictureSet(pictures, [found[k][0] for k in keys], digest.hexdigest(), lines, keys)
 
 
 def _printable(line: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,13 @@ from langevin.diffusion.grids import make_grid
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.samplers import SAMPLERS
 from langevin.images.grids import save_grid
-from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel, per_image
 from langevin.model.guided import guided_model
 from langevin.model.text import TextEncoder
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
+from langevin.training.objectives.beside import Beside
 from langevin.training.randomness import generator, normal, sample_generators
 
 
@@ -47,16 +48,26 @@ class Weighting(StrEnum):
                 assert_never(self)
 
 
+class Codec(Protocol):
+    """Between pictures and what is diffused: an `Autoencoder`, or for pixels nothing at all."""
+
+    scale_factor: float
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures B 3 H W in about [-1, 1]."""
+
+
 class DiffusionObjective:
     """mean over the batch of w(sigma) c_out^2 |F - F*|^2, with the weight w of a `Weighting`.
 
-    The autoencoder and the text tower are frozen: latents are encoded once, text states on the way.
+    The autoencoder and the text tower are frozen: latents are encoded once, text states on the way. `beside` gives
+    what is in the network's further input channels, if it has any.
     """
 
     def __init__(
         self,
         model: DiffusionModel,
-        autoencoder: Autoencoder,
+        autoencoder: Codec,
         text: TextEncoder,
         data: PictureSet,
         latents: tuple[Tensor, Tensor],
@@ -68,6 +79,7 @@ class DiffusionObjective:
         preview_prompts: tuple[str, ...],
         preview_guidance: float,
         device: str,
+        beside: Beside | None = None,
     ) -> None:
         self.module: nn.Module = model.network.to(device)
         self.model = model
@@ -82,6 +94,7 @@ class DiffusionObjective:
         self.preview_prompts = preview_prompts
         self.preview_guidance = preview_guidance
         self.device = device
+        self.beside = beside
 
     @property
     def count(self) -> int:
@@ -94,6 +107,7 @@ class DiffusionObjective:
             "captions": self.captions.model_dump(mode="json"),
             "caption_dropout": self.caption_dropout,
             "weighting": self.weighting.value,
+            **({} if self.beside is None else {"beside": self.beside.facts}),
         }
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,17 +120,24 @@ class DiffusionObjective:
         t = torch.stack([torch.randint(len(self.model.schedule), (), generator=g) for g in streams])
         sigma = self.model.schedule.sigmas[t]
         dropped = torch.stack([torch.rand((), generator=g) for g in streams]) < self.caption_dropout
-        texts = [
-            "" if drop else caption(self.data.records[i], self.captions, generator(self.seed, "caption", epoch, i))
-            for (epoch, i), drop in zip(samples, dropped.tolist(), strict=True)
-        ]
         x = x0 + per_image(sigma, x0) * eps
-        raw = self.model.raw(x, sigma, Conditioning(context=self.context(texts)))
+        raw = self.model.raw(x, sigma, self.conditioning(samples, dropped.tolist(), streams))
         target = self.model.target(x0, x, sigma)
         c_out = self.model.prediction.coefficients(sigma).c_out
         weight = (self.weighting.of(sigma) * c_out**2).to(self.device, torch.float32)
         per_sample = (raw - target).square().mean((1, 2, 3))
         return (weight * per_sample).mean(), {"unweighted": per_sample.detach().mean()}
+
+    def conditioning(
+        self, samples: list[tuple[int, int]], dropped: list[bool], streams: list[torch.Generator]
+    ) -> Conditioning:
+        """What the network is given of each sample; of a `dropped` one nothing that guidance is to act on."""
+        texts = [
+            "" if drop else caption(self.data.records[i], self.captions, generator(self.seed, "caption", epoch, i))
+            for (epoch, i), drop in zip(samples, dropped, strict=True)
+        ]
+        given = Conditioning() if self.beside is None else self.beside.of(samples, streams)
+        return replace(given.to(self.device), context=self.context(texts))
 
     @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
@@ -126,19 +147,35 @@ class DiffusionObjective:
         states: Tensor = self.text.network(tokens, layer=self.text.layer).states
         return states[torch.tensor([distinct.index(t) for t in texts])]
 
+    def previewed(self) -> tuple[Conditioning, Conditioning, list[Tensor]]:
+        """What previews are made of, with and without what guidance acts on, and rows of pictures to show above them.
+
+        With `beside`, an empty prompt stands for the caption of the example that it comes with.
+        """
+        texts = list(self.preview_prompts)
+        given, shown = Conditioning(), []
+        if self.beside is not None:
+            indices, given, shown = self.beside.examples(len(texts))
+            texts = [t or str(self.data.records[i]["caption"]) for t, i in zip(texts, indices, strict=True)]
+        given = given.to(self.device)
+        cond = replace(given, context=self.context(texts))
+        return cond, replace(given, context=self.context([""] * len(texts))), shown
+
     @torch.no_grad()
     def preview(self, module: nn.Module, path: Path) -> None:
-        """The preview prompts with seeds 0, 1, ..., 20 steps of DPM-Solver++(2M)."""
+        """Pictures with seeds 0, 1, ..., 20 steps of DPM-Solver++(2M)."""
         model = DiffusionModel(
             module, self.model.schedule, self.model.prediction, self.model.sigma_data, self.model.learned_variance
         )
-        count = len(self.preview_prompts)
-        cond = Conditioning(context=self.context(list(self.preview_prompts)))
-        uncond = Conditioning(context=self.context([""] * count))
+        cond, uncond, shown = self.previewed()
+        given = cond.context if cond.context is not None else cond.labels
+        assert given is not None
+        count = len(given)
         sigmas = make_grid("trailing", model.schedule, 20)
         noise = Noise(range(count), tuple(self.mean.shape[1:]))
         x = model.schedule.prior(noise.initial()).to(self.device)
         denoiser = guided_model(model, cond, uncond, self.preview_guidance)
         for sampled in SAMPLERS["dpmpp_2m"].function(denoiser, x, sigmas, noise):
             x = sampled.x
-        save_grid(path, self.autoencoder.decode(x), columns=8)
+        pictures = self.autoencoder.decode(x)
+        save_grid(path, torch.cat([*(row.to(pictures) for row in shown), pictures]), columns=count if shown else 8)

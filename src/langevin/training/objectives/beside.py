@@ -1,0 +1,154 @@
+"""What a denoiser is given beside the noised data, in further input channels: for training, and to show."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from langevin.diffusion.schedule import NoiseSchedule
+from langevin.model.autoencoder import Autoencoder
+from langevin.model.conditioning import Conditioning
+from langevin.training.data import PictureSet
+from langevin.training.masks import random_mask
+from langevin.training.randomness import generator, normal
+
+
+class Examples(NamedTuple):
+    """Some samples, always the same, for previews."""
+
+    indices: list[int]
+    cond: Conditioning
+    shown: list[Tensor]
+    """Rows of pictures B 3 H W in [-1, 1], to stand above what is made from them."""
+
+
+class Beside(ABC):
+    """One kind of further channels."""
+
+    def __init__(self, data: PictureSet, facts: dict[str, Any]) -> None:
+        self.data = data
+        self.facts = facts
+        """What has to be the same when a run is resumed (JSON)."""
+
+    @abstractmethod
+    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
+        """`concat` and `labels` for the (epoch, index) pairs, on the CPU; row i is random by stream i alone."""
+
+    @abstractmethod
+    def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
+        """What people are shown of a conditioning, as `Examples.shown`."""
+
+    def examples(self, count: int) -> Examples:
+        """`count` samples at equal distances."""
+        indices = torch.linspace(0, len(self.data) - 1, count).long().tolist()
+        streams = [generator(0, "preview", i) for i in indices]
+        cond = self.of([(0, i) for i in indices], streams)
+        return Examples(indices, cond, self.shown(indices, cond))
+
+
+class Hidden(Beside):
+    """Inpainting in the layout of Stable Diffusion: the mask, and the latents of the picture with grey under it."""
+
+    def __init__(self, data: PictureSet, autoencoder: Autoencoder, whole_share: float) -> None:
+        super().__init__(data, {"kind": "inpainting", "whole_share": whole_share})
+        self.autoencoder = autoencoder
+        self.whole_share = whole_share
+
+    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
+        images = self.data.images([i for _, i in samples])
+        masks = torch.stack([random_mask(*images.shape[-2:], g, self.whole_share) for g in streams])
+        return self.conditioning(images, masks, streams)
+
+    @torch.no_grad()
+    def conditioning(self, images: Tensor, masks: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
+        """images: B 3 H W in [-1, 1]; masks: B 1 H W, 1 where hidden. The latents are samples of the posterior, as the
+        published model was trained on; the mask is brought to their size by its nearest pixels."""
+        codec = self.autoencoder
+        shape = (codec.latent_channels, *(side // codec.downsampling for side in images.shape[-2:]))
+        noise = normal(streams, shape).to(codec.device)
+        latents = codec.encode((images * (masks < 0.5)).to(codec.device), noise).float().cpu()
+        small = F.interpolate(masks, size=latents.shape[-2:], mode="nearest")
+        return Conditioning(concat=torch.cat([small, latents], 1))
+
+    def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
+        images = self.data.images(indices)
+        masks = torch.stack(
+            [random_mask(*images.shape[-2:], generator(0, "preview", i), self.whole_share) for i in indices]
+        )
+        return [images * (masks < 0.5)]
+
+
+class Mapped(Beside):
+    """A map for each picture, made before training: depth, or the share of each class."""
+
+    def __init__(self, data: PictureSet, maps: Tensor, facts: dict[str, Any]) -> None:
+        """maps: float32 N C h w, at the size of the network's input."""
+        super().__init__(data, {**facts, "maps": hashlib.sha256(maps.contiguous().numpy().tobytes()).hexdigest()})
+        self.maps = maps
+
+    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
+        return Conditioning(concat=self.maps[torch.tensor([i for _, i in samples])])
+
+    def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
+        assert cond.concat is not None
+        if cond.concat.shape[1] == 1:
+            grey = cond.concat
+        else:  # the classes from black to white
+            classes = cond.concat.shape[1]
+            grey = (cond.concat.argmax(1, keepdim=True) * (2 / (classes - 1)) - 1).float()
+        size = self.data.pictures.shape[-2:]
+        return [F.interpolate(grey, size, mode="nearest").expand(-1, 3, -1, -1), self.data.images(indices)]
+
+
+class LowResolution(Beside):
+    """The picture at a low resolution, noised: the label says to which level (Ho et al. 2022, section 4.2; the x4
+    upscaler of Stable Diffusion 2)."""
+
+    def __init__(self, data: PictureSet, size: int, grid: int, schedule: NoiseSchedule, largest: int) -> None:
+        """size: of the small picture, a divisor of the data's; grid: of the network's input, to which it is stretched;
+        largest: the last timestep of `schedule` that it may be noised to."""
+        super().__init__(data, {"kind": "low_resolution", "size": size, "largest_level": largest})
+        self.size = size
+        self.grid = grid
+        self.schedule = schedule
+        self.largest = largest
+
+    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
+        small = self.small([i for _, i in samples])
+        levels = torch.stack([torch.randint(self.largest + 1, (), generator=g) for g in streams])
+        return noised_picture(small, levels, normal(streams, small.shape[1:]), self.schedule, self.grid)
+
+    def small(self, indices: Sequence[int]) -> Tensor:
+        """float32 B 3 s s in [-1, 1]: means over areas."""
+        return F.adaptive_avg_pool2d(self.data.images(indices), self.size)
+
+    def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
+        size = self.data.pictures.shape[-2:]
+        return [F.interpolate(self.small(indices), size, mode="nearest"), self.data.images(indices)]
+
+    def examples(self, count: int) -> Examples:
+        """As everywhere, but hardly noised: level 20, the upscaler's usual one, or the largest if that is less."""
+        indices = torch.linspace(0, len(self.data) - 1, count).long().tolist()
+        small = self.small(indices)
+        noise = normal([generator(0, "preview", i) for i in indices], small.shape[1:])
+        level = torch.full((count,), min(20, self.largest))
+        cond = noised_picture(small, level, noise, self.schedule, self.grid)
+        return Examples(indices, cond, self.shown(indices, cond))
+
+
+def noised_picture(small: Tensor, levels: Tensor, noise: Tensor, schedule: NoiseSchedule, grid: int) -> Conditioning:
+    """sqrt(abar) small + sqrt(1 - abar) noise, stretched bilinearly to `grid`, and the levels as labels.
+
+    small, noise: B 3 s s; levels: int64 [B], timesteps of `schedule`.
+    """
+    abar = schedule.abar[levels].to(small.dtype).view(-1, 1, 1, 1)
+    noised = abar.sqrt() * small + (1 - abar).sqrt() * noise
+    if noised.shape[-1] != grid:
+        noised = F.interpolate(noised, (grid, grid), mode="bilinear", align_corners=False)
+    return Conditioning(concat=noised, labels=levels)
