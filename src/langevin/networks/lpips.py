@@ -35,7 +35,7 @@ class Vgg16(nn.Module):
         self.features = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """x: B 3 H W, H and W at least 16, normalised. Returns five maps B C h w, each half as large as the one before."""
+        """x: B 3 H W, H and W at least 16, normalised. Returns five maps B C h w, each half the size of the last."""
         found = []
         for i, layer in enumerate(self.features):
             x = layer(x)

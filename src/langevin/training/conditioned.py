@@ -1,4 +1,4 @@
-"""A latent text-to-image system whose denoiser sees pictures too: inpainting, depth, maps of classes, low resolution."""
+"""A latent text-to-image system whose denoiser sees pictures too: inpainting, depth, classes, low resolution."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Depth(Config):
 
     kind: Literal[Kind.DEPTH] = Kind.DEPTH
     maps: Path | None = None
-    """A folder with a grey picture for each of the data's, of the same name, larger being nearer. null: drawn shapes."""
+    """A folder with a grey picture for each of the data's, of the same name; larger is nearer. null: drawn shapes."""
 
 
 class Semantic(Config):

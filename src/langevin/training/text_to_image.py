@@ -193,9 +193,9 @@ def autoencoder_objective(
     *,
     seed: int,
     device: str,
-    own_tower: Callable[[], tuple[ClipImage, str]],
+    own_tower: Callable[[], tuple[ClipImage, str]] | None = None,
 ) -> AutoencoderObjective:
-    """The autoencoder stage of any system. own_tower: loads the run's own CLIP image tower, where it is wanted.
+    """The autoencoder stage of any system. own_tower: loads the run's own CLIP image tower, of a system that has one.
 
     Raises CheckpointError where what the perceptual term needs is not there.
     """

@@ -68,7 +68,7 @@ class DiffusionObjective:
         self,
         model: DiffusionModel,
         autoencoder: Codec,
-        text: TextEncoder,
+        text: TextEncoder | None,
         data: PictureSet,
         latents: tuple[Tensor, Tensor],
         captions: CaptionConfig,
@@ -142,6 +142,7 @@ class DiffusionObjective:
     @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
         """Text states, B L D; equal captions are encoded once."""
+        assert self.text is not None
         distinct = list(dict.fromkeys(texts))
         tokens = self.text.tokens(distinct).to(self.device)
         states: Tensor = self.text.network(tokens, layer=self.text.layer).states

@@ -75,7 +75,7 @@ class Perceptual:
 
 
 def make_perceptual(
-    config: PerceptualConfig, own: Callable[[], tuple[ClipImage, str]], size: int, device: str
+    config: PerceptualConfig, own: Callable[[], tuple[ClipImage, str]] | None, size: int, device: str
 ) -> Perceptual:
     """The term that `config` asks for. own: loads the run's own image tower; size: of the pictures, in pixels.
 
@@ -83,7 +83,12 @@ def make_perceptual(
     """
     match config.features:
         case Features.CLIP:
-            tower, sha256 = own() if config.run is None else tower_of_run(config.run)
+            if config.run is None:
+                if own is None:
+                    raise ValueError("there is no clip stage here: perceptual.run must name another run's folder")
+                tower, sha256 = own()
+            else:
+                tower, sha256 = tower_of_run(config.run)
             distance: Distance = ClipDistance(tower.to(device))
         case Features.LPIPS:
             if size < 16:
