@@ -19,41 +19,44 @@ from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.networks.unet import UNet, UNetConfig
 from langevin.training.checkpointing import load_ema
-from langevin.training.config import Config, LoopConfig
+from langevin.training.config import LoopConfig
 from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
 from langevin.training.objectives.autoencoder import encode_all
-from langevin.training.objectives.diffusion import Weighting
+from langevin.training.objectives.denoising import DenoisingConfig, with_levels
 from langevin.training.objectives.labels import LabelDiffusion
+from langevin.training.objectives.levels import make_levels
+from langevin.training.objectives.pixels import class_names
 from langevin.training.system import System
 from langevin.training.text_to_image import AutoencoderStage, autoencoder_objective, latent_scale
 
 
-class LabelStage(Config):
+class LabelStage(DenoisingConfig):
     network: UNetConfig
-    """Without a context; `num_classes` is `classes`, and 1 more with a label dropout."""
-    classes: int = Field(ge=1)
-    """Labels are 0 to classes - 1."""
+    """Without a context. `num_classes` is the number of labels, and 1 more with a label dropout."""
     prediction: Prediction = Prediction.V
     label_dropout: float = Field(0.1, ge=0, lt=1)
     """How often the label is left out, for classifier-free guidance."""
-    weighting: Weighting = Weighting.SNR_PLUS_ONE
-    """Of the noise levels in the loss."""
     guidance: float = Field(2.0, ge=1)
     """Of the previews; also the default of the finished model. 1 is none."""
     loop: LoopConfig
 
     @model_validator(mode="after")
     def _fits(self) -> LabelStage:
-        rows = self.classes + bool(self.label_dropout)
-        if self.network.num_classes != rows:
-            raise ValueError(f"network.num_classes {self.network.num_classes} must be {rows}: a row for each class"
-                             + (", one for none" if self.label_dropout else ""))  # fmt: skip
+        if self.classes < 1:
+            raise ValueError(
+                f"network.num_classes {self.network.num_classes}: give the number of labels, and 1 more with label_dropout"
+            )
         if self.network.context_channels is not None:
             raise ValueError(f"network.context_channels {self.network.context_channels}: labels are no text, null")
         if self.guidance != 1 and not self.label_dropout:
             raise ValueError(f"guidance {self.guidance} needs a label_dropout above 0: 1 is no guidance")
         return self
+
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return (self.network.num_classes or 0) - bool(self.label_dropout)
 
 
 class ClassLatentsConfig(System):
@@ -93,9 +96,9 @@ class ClassLatentsConfig(System):
                     data,
                     encode_all(codec.network, data, device),
                     seed=self.seed,
-                    classes=part.classes,
+                    classes=class_names(data, part.classes),
                     label_dropout=part.label_dropout,
-                    weighting=part.weighting,
+                    denoising=part,
                     preview_guidance=part.guidance,
                     device=device,
                 )
@@ -107,12 +110,15 @@ class ClassLatentsConfig(System):
         part = self.diffusion
         codec = self._codec(data, run)
         network = UNet(part.network)
-        load_ema(run / "diffusion" / "checkpoints", network)
+        schedule = NoiseSchedule.scaled_linear()
+        load_ema(run / "diffusion" / "checkpoints", with_levels(network, make_levels(part.levels, schedule)))
         bundle = ModelBundle(
-            diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
+            diffusion=DiffusionModel(network, schedule, part.prediction),
             autoencoder=codec,
+            classes=class_names(data, part.classes),
             info=CheckpointInfo(
                 name=run.name,
+                task="class-to-image",
                 prediction=part.prediction,
                 prediction_from="training",
                 default_size=(self.data.size, self.data.size),

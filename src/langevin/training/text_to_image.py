@@ -32,7 +32,9 @@ from langevin.training.objectives.adversarial import AdversarialConfig, with_dis
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
 from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.clip import ClipObjective
-from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
+from langevin.training.objectives.denoising import DenoisingConfig, with_levels
+from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.levels import make_levels
 from langevin.training.objectives.perceptual import Features, PerceptualConfig, load_image_tower, make_perceptual
 from langevin.training.randomness import generator
 from langevin.training.system import System
@@ -80,13 +82,11 @@ class ClipStage(Config):
     loop: LoopConfig
 
 
-class DiffusionStage(Config):
+class DiffusionStage(DenoisingConfig):
     network: UNetConfig
     prediction: Prediction = Prediction.V
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """How often the caption is left empty, for classifier-free guidance."""
-    weighting: Weighting = Weighting.SNR_PLUS_ONE
-    """Of the noise levels in the loss."""
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -236,7 +236,7 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     part = config.diffusion
     network = UNet(part.network)
     if not new_denoiser:
-        load_ema(run / "diffusion" / "checkpoints", network)
+        load_ema(run / "diffusion" / "checkpoints", with_levels(network, make_levels(part.levels, config.schedule)))
     return ModelBundle(
         diffusion=DiffusionModel(network, config.schedule, part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
@@ -289,7 +289,7 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
         config.captions,
         seed=config.seed,
         caption_dropout=part.caption_dropout,
-        weighting=part.weighting,
+        denoising=part,
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,
