@@ -22,9 +22,9 @@ from langevin.training.checkpointing import load_ema
 from langevin.training.config import LoopConfig
 from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
-from langevin.training.objectives.autoencoder import encode_all
 from langevin.training.objectives.denoising import DenoisingConfig, with_levels
 from langevin.training.objectives.labels import LabelDiffusion
+from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.levels import make_levels
 from langevin.training.objectives.pixels import class_names
 from langevin.training.system import System
@@ -45,7 +45,7 @@ class LabelStage(DenoisingConfig):
     def _fits(self) -> LabelStage:
         if self.classes < 1:
             raise ValueError(
-                f"network.num_classes {self.network.num_classes}: give the number of labels, and 1 more with label_dropout"
+                f"network.num_classes {self.network.num_classes}: give the number of labels, 1 more with label_dropout"
             )
         if self.network.context_channels is not None:
             raise ValueError(f"network.context_channels {self.network.context_channels}: labels are no text, null")
@@ -94,7 +94,7 @@ class ClassLatentsConfig(System):
                     DiffusionModel(UNet(part.network), NoiseSchedule.scaled_linear(), part.prediction),
                     codec,
                     data,
-                    encode_all(codec.network, data, device),
+                    Latents(codec.network, data, device),
                     seed=self.seed,
                     classes=class_names(data, part.classes),
                     label_dropout=part.label_dropout,

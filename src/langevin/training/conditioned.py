@@ -30,6 +30,8 @@ class ConditionedConfig(TextToImageConfig):
 
     @model_validator(mode="after")
     def _condition_fits(self) -> ConditionedConfig:
+        if self.data.buckets is not None:
+            raise ValueError("data.buckets: a model that is conditioned on pictures trains at one size, give null")
         check_condition(self.condition, self.data.size, self.autoencoder.network.latent_channels, self.schedule)
         return self
 
@@ -39,4 +41,4 @@ class ConditionedConfig(TextToImageConfig):
 
     def beside(self, data: PictureSet, autoencoder: Autoencoder) -> Beside:
         grid = self.data.size // autoencoder.downsampling
-        return make_beside(self.condition, data, autoencoder, grid, self.schedule)
+        return make_beside(self.condition, data, autoencoder, grid, self.schedule, seed=self.seed)

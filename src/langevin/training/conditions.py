@@ -126,7 +126,13 @@ def check_condition(condition: Condition, size: int, latent: int, schedule: Nois
 
 
 def make_beside(
-    condition: Condition, data: PictureSet, autoencoder: Autoencoder | None, grid: int, schedule: NoiseSchedule
+    condition: Condition,
+    data: PictureSet,
+    autoencoder: Autoencoder | None,
+    grid: int,
+    schedule: NoiseSchedule,
+    *,
+    seed: int,
 ) -> Beside:
     """The channels for each of `data`'s pictures at the size of the network's input, `grid`.
 
@@ -136,13 +142,13 @@ def make_beside(
         case Inpainting():
             if autoencoder is None:
                 raise ValueError("inpainting in the channels needs an autoencoder")
-            return Hidden(data, autoencoder, condition.whole_share)
+            return Hidden(data, seed, autoencoder, condition.whole_share)
         case Depth():
-            return Mapped(data, depth_maps(data, condition.maps, grid), {"kind": Kind.DEPTH.value})
+            return Mapped(data, seed, depth_maps(data, condition.maps, grid), {"kind": Kind.DEPTH.value})
         case Semantic():
             maps = class_maps(data, condition.maps, grid, condition.classes, condition.palette)
-            return Mapped(data, maps, {"kind": Kind.SEMANTIC.value, "classes": condition.classes})
+            return Mapped(data, seed, maps, {"kind": Kind.SEMANTIC.value, "classes": condition.classes})
         case LowRes():
-            return LowResolution(data, condition.size, grid, schedule, condition.largest_level)
+            return LowResolution(data, seed, condition.size, grid, schedule, condition.largest_level)
         case _:
             assert_never(condition)

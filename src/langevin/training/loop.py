@@ -45,6 +45,13 @@ class Objective(Protocol):
         """Draw what the averaged weights can do into a PNG."""
 
 
+class Order(Protocol):
+    """Which samples each step sees."""
+
+    def batch(self, step: int, size: int) -> list[tuple[int, int]]:
+        """(epoch, index) of each sample of the step's batch: a function of the arguments."""
+
+
 class TrainingStep(NamedTuple):
     """What the loop yields after each optimiser step."""
 
@@ -55,9 +62,16 @@ class TrainingStep(NamedTuple):
 
 
 def train(
-    objective: Objective, config: LoopConfig, folder: Path, *, seed: int, device: str = "cpu", resume: bool = False
+    objective: Objective,
+    config: LoopConfig,
+    folder: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    resume: bool = False,
+    order: Order | None = None,
 ) -> Generator[TrainingStep]:
-    """Train to `config.steps`; state, metrics and previews go to `folder`.
+    """Train to `config.steps`; state, metrics and previews go to `folder`. Without an `order` it is `SampleOrder`'s.
 
     A step is a function of the weights, the seed and its number, so that a resumed run goes on as if it had not
     stopped. Closing the generator saves a checkpoint first. Raises RequestError where the folder holds a run and
@@ -80,7 +94,7 @@ def train(
         else 0
     )
     metrics.cut(folder / "metrics.jsonl", start)
-    order = SampleOrder(seed, objective.count)
+    order = SampleOrder(seed, objective.count) if order is None else order
     parameters = [p for p in module.parameters() if p.requires_grad]
     saved, done = start, start
     module.train()

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from langevin.training.config import Config, LoopConfig
 from langevin.training.data import DataConfig, PictureSet
+from langevin.training.data.order import BucketOrder
 from langevin.training.loop import FREE, Objective, TrainingStep, train
 from langevin.training.randomness import generator
 
@@ -46,7 +47,10 @@ class System(Config, ABC):
         """Train one stage in the folder `run/STAGE`."""
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator(self.seed, "weights", stage))))
         objective = self.objective(stage, data, run, device)
-        yield from train(objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume)
+        order = BucketOrder(self.seed, data.bucket) if len(data.parts) > 1 else None
+        yield from train(
+            objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume, order=order
+        )
 
     def depends(self, stage: str) -> frozenset[str]:
         """The top-level fields on which the stage's weights depend."""

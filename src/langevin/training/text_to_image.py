@@ -34,6 +34,7 @@ from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.clip import ClipObjective
 from langevin.training.objectives.denoising import DenoisingConfig, with_levels
 from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.levels import make_levels
 from langevin.training.objectives.perceptual import Features, PerceptualConfig, load_image_tower, make_perceptual
 from langevin.training.randomness import generator
@@ -129,9 +130,13 @@ class TextToImageConfig(System):
 
     @model_validator(mode="after")
     def _fits(self) -> TextToImageConfig:
-        grid = 2 ** (len(self.autoencoder.network.channel_mult) - 1)
-        if self.data.size % grid:
-            raise ValueError(f"data.size {self.data.size} is not a multiple of the autoencoder's factor {grid}")
+        factor = self.autoencoder.network.factor
+        if self.data.size % factor:
+            raise ValueError(f"data.size {self.data.size} is not a multiple of the autoencoder's factor {factor}")
+        if self.data.buckets is not None and self.data.buckets.grid % factor:
+            raise ValueError(
+                f"data.buckets.grid {self.data.buckets.grid} is not a multiple of the autoencoder's factor {factor}"
+            )
         if self.diffusion.network.context_channels != self.clip.text.width:
             raise ValueError(
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
@@ -202,7 +207,8 @@ def autoencoder_objective(
     network = AutoencoderKL(part.network)
     perceptual = None
     if part.perceptual is not None:
-        perceptual = make_perceptual(part.perceptual, own_tower, data.pictures.shape[-1], device)
+        size = min(min(pictures.shape[-2:]) for pictures in data.parts)
+        perceptual = make_perceptual(part.perceptual, own_tower, size, device)
     return AutoencoderObjective(
         network,
         data,
@@ -254,9 +260,10 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
 
 def latent_scale(codec: AutoencoderKL, data: PictureSet) -> float:
     """1 / standard deviation of the latents of 512 pictures (Rombach et al. 2022, appendix G), to 5 digits."""
-    every = max(1, len(data) // 512)
-    some = PictureSet(data.pictures[::every], data.records[::every], data.fingerprint)
-    mean, deviation = encode_all(codec, some, str(next(codec.parameters()).device))
+    some = torch.arange(0, len(data), max(1, len(data) // 512))
+    buckets = [some[data.bucket[some] == b] for b in data.bucket[some].unique()]
+    encoded = [encode_all(codec, data, str(next(codec.parameters()).device), b) for b in buckets]
+    mean, deviation = (torch.cat([part.flatten() for part in parts]) for parts in zip(*encoded, strict=True))
     return float(f"{1 / torch.sqrt(mean.var() + (deviation**2).mean()):.5g}")
 
 
@@ -279,7 +286,7 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    latents = encode_all(codec.network, data, device)
+    latents = Latents(codec.network, data, device)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,

@@ -31,37 +31,43 @@ class Examples(NamedTuple):
 class Beside(ABC):
     """One kind of further channels."""
 
-    def __init__(self, data: PictureSet, facts: dict[str, Any]) -> None:
+    def __init__(self, data: PictureSet, seed: int, facts: dict[str, Any]) -> None:
         self.data = data
+        self.seed = seed
         self.facts = facts
         """What has to be the same when a run is resumed (JSON)."""
 
     @abstractmethod
-    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
-        """`concat` and `labels` for the (epoch, index) pairs, on the CPU; row i is random by stream i alone."""
+    def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
+        """`concat` and `labels` for some pictures, on the CPU, mirrored where `flipped`; row i is random by stream i
+        alone."""
 
     @abstractmethod
     def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
         """What people are shown of a conditioning, as `Examples.shown`."""
 
+    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
+        """What belongs to the (epoch, index) pairs of a step, as `PictureSet.views` gives the pictures."""
+        return self.given([i for _, i in samples], self.data.flips(samples, self.seed), streams)
+
     def examples(self, count: int) -> Examples:
         """`count` samples at equal distances."""
         indices = torch.linspace(0, len(self.data) - 1, count).long().tolist()
         streams = [generator(0, "preview", i) for i in indices]
-        cond = self.of([(0, i) for i in indices], streams)
+        cond = self.given(indices, torch.zeros(count, dtype=torch.bool), streams)
         return Examples(indices, cond, self.shown(indices, cond))
 
 
 class Hidden(Beside):
     """Inpainting in the layout of Stable Diffusion: the mask, and the latents of the picture with grey under it."""
 
-    def __init__(self, data: PictureSet, autoencoder: Autoencoder, whole_share: float) -> None:
-        super().__init__(data, {"kind": "inpainting", "whole_share": whole_share})
+    def __init__(self, data: PictureSet, seed: int, autoencoder: Autoencoder, whole_share: float) -> None:
+        super().__init__(data, seed, {"kind": "inpainting", "whole_share": whole_share})
         self.autoencoder = autoencoder
         self.whole_share = whole_share
 
-    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
-        images = self.data.images([i for _, i in samples])
+    def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
+        images = self.data.images(indices, flipped)
         masks = torch.stack([random_mask(*images.shape[-2:], g, self.whole_share) for g in streams])
         return self.conditioning(images, masks, streams)
 
@@ -87,13 +93,14 @@ class Hidden(Beside):
 class Mapped(Beside):
     """A map for each picture, made before training: depth, or the share of each class."""
 
-    def __init__(self, data: PictureSet, maps: Tensor, facts: dict[str, Any]) -> None:
+    def __init__(self, data: PictureSet, seed: int, maps: Tensor, facts: dict[str, Any]) -> None:
         """maps: float32 N C h w, at the size of the network's input."""
-        super().__init__(data, {**facts, "maps": hashlib.sha256(maps.contiguous().numpy().tobytes()).hexdigest()})
+        super().__init__(data, seed, {**facts, "maps": hashlib.sha256(maps.contiguous().numpy().tobytes()).hexdigest()})
         self.maps = maps
 
-    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
-        return Conditioning(concat=self.maps[torch.tensor([i for _, i in samples])])
+    def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
+        maps = self.maps[torch.tensor(indices)]
+        return Conditioning(concat=torch.where(flipped.view(-1, 1, 1, 1), maps.flip(-1), maps))
 
     def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
         assert cond.concat is not None
@@ -110,23 +117,25 @@ class LowResolution(Beside):
     """The picture at a low resolution, noised: the label says to which level (Ho et al. 2022, section 4.2; the x4
     upscaler of Stable Diffusion 2)."""
 
-    def __init__(self, data: PictureSet, size: int, grid: int, schedule: NoiseSchedule, largest: int) -> None:
+    def __init__(
+        self, data: PictureSet, seed: int, size: int, grid: int, schedule: NoiseSchedule, largest: int
+    ) -> None:
         """size: of the small picture, a divisor of the data's; grid: of the network's input, to which it is stretched;
         largest: the last timestep of `schedule` that it may be noised to."""
-        super().__init__(data, {"kind": "low_resolution", "size": size, "largest_level": largest})
+        super().__init__(data, seed, {"kind": "low_resolution", "size": size, "largest_level": largest})
         self.size = size
         self.grid = grid
         self.schedule = schedule
         self.largest = largest
 
-    def of(self, samples: Sequence[tuple[int, int]], streams: Sequence[torch.Generator]) -> Conditioning:
-        small = self.small([i for _, i in samples])
+    def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
+        small = self.small(indices, flipped)
         levels = torch.stack([torch.randint(self.largest + 1, (), generator=g) for g in streams])
         return noised_picture(small, levels, normal(streams, small.shape[1:]), self.schedule, self.grid)
 
-    def small(self, indices: Sequence[int]) -> Tensor:
+    def small(self, indices: Sequence[int], flipped: Tensor | None = None) -> Tensor:
         """float32 B 3 s s in [-1, 1]: means over areas."""
-        return F.adaptive_avg_pool2d(self.data.images(indices), self.size)
+        return F.adaptive_avg_pool2d(self.data.images(indices, flipped), self.size)
 
     def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
         size = self.data.pictures.shape[-2:]

@@ -15,11 +15,15 @@ from langevin.model.tokenizer import Tokenizer
 from langevin.networks.clip import Clip
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
+from langevin.training.data.pictures import squared
 from langevin.training.randomness import generator
 
 
 class ClipObjective:
-    """Each picture is to find its own caption in the batch, and each caption its picture."""
+    """Each picture is to find its own caption in the batch, and each caption its picture.
+
+    The image tower takes squares: pictures of other buckets are stretched.
+    """
 
     def __init__(
         self, network: Clip, tokenizer: Tokenizer, data: PictureSet, captions: CaptionConfig, *, seed: int, device: str
@@ -45,7 +49,7 @@ class ClipObjective:
             caption(self.data.records[i], self.captions, generator(self.seed, "caption", epoch, i))
             for epoch, i in samples
         ]
-        images = self.data.images([i for _, i in samples]).to(self.device)
+        images = squared(self.data.views(samples, self.seed), self.network.image_size).to(self.device)
         images = _shifted(images, generator(self.seed, "shift", step))
         tokens = short_tokens(self.tokenizer, texts).to(self.device)
         logits = similarity(self.network, images, tokens)
@@ -66,7 +70,7 @@ class ClipObjective:
         chosen = torch.linspace(0, len(self.data) - 1, 8).long().tolist()
         tokens = short_tokens(self.tokenizer, [str(self.data.records[i]["caption"]) for i in chosen]).to(self.device)
         some = torch.cat([torch.arange(0, len(self.data), max(1, len(self.data) // 1000)), torch.tensor(chosen)])
-        images = self.data.images(some)
+        images = self.data.squares(some, self.network.image_size)
         logits = torch.cat([similarity(module, part.to(self.device), tokens) for part in images.split(100)])
         best = logits.topk(8, dim=0).indices.T.flatten().cpu()
         save_grid(path, images[best], columns=8)

@@ -17,6 +17,7 @@ from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.denoising import Denoising, DenoisingConfig, network_of, with_levels
+from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.previews import sampled
 from langevin.training.randomness import generator, normal, sample_generators
 
@@ -43,7 +44,7 @@ class DiffusionObjective:
         autoencoder: Codec,
         text: TextEncoder | None,
         data: PictureSet,
-        latents: tuple[Tensor, Tensor],
+        latents: Latents,
         captions: CaptionConfig,
         *,
         seed: int,
@@ -60,7 +61,7 @@ class DiffusionObjective:
         self.autoencoder = autoencoder
         self.text = text
         self.data = data
-        self.mean, self.deviation = latents
+        self.latents = latents
         self.captions = captions
         self.seed = seed
         self.caption_dropout = caption_dropout
@@ -85,8 +86,7 @@ class DiffusionObjective:
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         streams = sample_generators(self.seed, "diffusion", step, samples)
-        indices = torch.tensor([i for _, i in samples])
-        mean, deviation = self.mean[indices], self.deviation[indices]
+        mean, deviation = self.latents.of(samples, self.seed)
         x0 = self.autoencoder.scale_factor * (mean + deviation * normal(streams, mean.shape[1:]))
         x0 = x0.to(self.device)
         noised = self.denoising.noised(x0, streams, step)
@@ -136,7 +136,7 @@ class DiffusionObjective:
         given = cond.context if cond.context is not None else cond.labels
         assert given is not None
         model = replace(self.model, network=network_of(module))
-        x = sampled(model, tuple(self.mean.shape[1:]), len(given), cond, uncond, self.preview_guidance)
+        x = sampled(model, self.latents.shape, len(given), cond, uncond, self.preview_guidance)
         pictures = self.autoencoder.decode(x)
         columns = len(given) if shown else 8
         save_grid(path, torch.cat([*(row.to(pictures) for row in shown), pictures]), columns=columns)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
@@ -14,6 +13,7 @@ from langevin.training.captions import CaptionConfig
 from langevin.training.data import PictureSet
 from langevin.training.objectives.denoising import DenoisingConfig
 from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.latents import Latents
 
 _PREVIEWS = 16
 
@@ -26,7 +26,7 @@ class LabelDiffusion(DiffusionObjective):
         model: DiffusionModel,
         autoencoder: Autoencoder,
         data: PictureSet,
-        latents: tuple[Tensor, Tensor],
+        latents: Latents,
         *,
         seed: int,
         classes: tuple[str, ...],
@@ -64,7 +64,7 @@ class LabelDiffusion(DiffusionObjective):
         labels = self.labels[torch.tensor([i for _, i in samples])]
         return Conditioning(labels=torch.where(torch.tensor(dropped), len(self.classes), labels).to(self.device))
 
-    def previewed(self) -> tuple[Conditioning, Conditioning, list[Tensor]]:
+    def previewed(self) -> tuple[Conditioning, Conditioning, list[torch.Tensor]]:
         """Sixteen pictures, the classes in turn."""
         labels = torch.arange(_PREVIEWS, device=self.device) % len(self.classes)
         # Where no label was ever left out there is no row for that, and no guidance.
