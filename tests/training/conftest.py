@@ -41,7 +41,7 @@ def png(picture: Image.Image) -> bytes:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures in two shards with the fields of the emoji data set."""
+    """Twelve pictures in two shards with the fields of the emoji data set, and a label."""
     folder = tmp_path_factory.mktemp("shapes")
     for style in ("flat", "icon"):
         with tarfile.open(folder / f"{style}.tar", "w") as tar:
@@ -52,6 +52,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "caption": f"{colour} {shape}",
                         "keywords": [colour, shape, "geometry"],
                         "style": style,
+                        "label": SHAPES.index(shape),
                         "split": "val" if (colour, shape) == ("red", "square") else "train",
                         "key": key,
                     }

@@ -14,19 +14,13 @@ from safetensors.torch import load_file
 from langevin.checkpoints.loader import load_bundle
 from langevin.cli.main import run as langevin
 from langevin.training.recipes import RECIPES
+from langevin.training.text_to_image import TextToImageConfig
 
 TINY = [
-    "data.size=32", 'data.include={"split": ["train"]}', "data.exclude={}",
-    "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]", "autoencoder.loop.steps=6",
-    "autoencoder.loop.batch_size=4", "autoencoder.loop.save_every=3", "autoencoder.loop.log_every=2",
-    "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1", "clip.text.mlp_width=64",
-    "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32", "clip.image.heads=2",
-    "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16", "clip.loop.steps=6",
-    "clip.loop.batch_size=8", "clip.loop.save_every=3", "clip.loop.log_every=2",
-    "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
-    "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
-    "diffusion.network.context_channels=32", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
-    "diffusion.loop.steps=6", "diffusion.loop.batch_size=4", "diffusion.loop.save_every=3",
+    *TextToImageConfig.trial, 'data.include={"split": ["train"]}', "data.exclude={}",
+    "autoencoder.loop.steps=6", "autoencoder.loop.batch_size=4", "autoencoder.loop.save_every=3",
+    "autoencoder.loop.log_every=2", "clip.loop.steps=6", "clip.loop.batch_size=8", "clip.loop.save_every=3",
+    "clip.loop.log_every=2", "diffusion.loop.steps=6", "diffusion.loop.batch_size=4", "diffusion.loop.save_every=3",
     "diffusion.loop.log_every=2",
 ]  # fmt: skip
 

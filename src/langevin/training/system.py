@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 
-from langevin.training.config import Config, LoopConfig
+from langevin.training.config import Config, LoopConfig, override
 from langevin.training.data import DataConfig, PictureSet
 from langevin.training.data.order import BucketOrder
 from langevin.training.loop import FREE, Objective, TrainingStep, train
@@ -27,6 +27,10 @@ class System(Config, ABC):
     """For each stage, the fields besides `seed`, `data` and its own on which its weights depend."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Fields, by their full names, on which no weights depend: they may change when a run is resumed."""
+
+    trial: ClassVar[tuple[str, ...]] = ()
+    """What makes a recipe of this system so small that it runs in seconds, written as for `--set`: sizes of the networks
+    and of the pictures. The loops' lengths and which samples are wanted need not be named."""
 
     @property
     @abstractmethod
@@ -51,6 +55,13 @@ class System(Config, ABC):
         yield from train(
             objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume, order=order
         )
+
+    def smallest(self) -> Self:
+        """The same recipe on a small scale: four steps of four samples a stage, of whatever data, with `trial`."""
+        few = {"steps": 4, "batch_size": 4, "warmup": 1, "log_every": 1, "save_every": 2, "sample_every": 4}
+        loops = [f"{stage}.loop.{name}={value}" for stage in self.loops for name, value in few.items()]
+        small: Self = override(self, ["data.include={}", "data.exclude={}", *loops, *self.trial])
+        return small
 
     def depends(self, stage: str) -> frozenset[str]:
         """The top-level fields on which the stage's weights depend."""

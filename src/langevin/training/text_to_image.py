@@ -105,6 +105,16 @@ class TextToImageConfig(System):
         "diffusion": ("captions", "autoencoder", "clip"),
     }
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=32",
+        "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]",
+        "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1",
+        "clip.text.mlp_width=64", "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32",
+        "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",
+        "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
+        "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
+        "diffusion.network.context_channels=32", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
+    )  # fmt: skip
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
