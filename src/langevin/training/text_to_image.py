@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 
+from langevin.checkpoints.clip_files import ClipConfig, write_clip
 from langevin.checkpoints.memory import checkpoint_of
 from langevin.checkpoints.original import write_original
 from langevin.diffusion.prediction import Prediction
@@ -196,7 +197,8 @@ class TextToImageConfig(System):
 
     def finish(self, data: PictureSet, run: Path) -> Path:
         """`run/model.safetensors`: averaged weights in float16, single-file layout, architecture and vocabulary as
-        metadata."""
+        metadata. Beside it `run/clip.safetensors`: both towers of CLIP, by which pictures are measured."""
+        save_clip(self, data, run)
         path = run / "model.safetensors"
         write_original(checkpoint_of(load_trained(self, data, run)), path, dtype="F16", overwrite=True)
         return path
@@ -240,6 +242,17 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     ]
     keywords = [" ".join(map(str, r.get("keywords") or ())) for r in data.records]
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
+
+
+def save_clip(config: TextToImageConfig, data: PictureSet, run: Path) -> Path:
+    """Write `run/clip.safetensors`, both towers with the averaged weights, from the finished stage "clip" of a run."""
+    tokenizer = train_tokenizer(config, data)
+    text = _text_config(config, tokenizer)
+    clip = Clip(ClipText(text), ClipImage(config.clip.image))
+    load_ema(run / "clip" / "checkpoints", clip)
+    path = run / "clip.safetensors"
+    write_clip(clip, ClipConfig(text=text, image=config.clip.image), tokenizer, path)
+    return path
 
 
 def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_denoiser: bool = False) -> ModelBundle:

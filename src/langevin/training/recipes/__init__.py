@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from langevin.training.recipes.classifier_fashion import classifier_fashion
 from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
@@ -12,6 +13,7 @@ from langevin.training.system import System
 
 RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
+    "classifier-fashion": classifier_fashion,
     "ddpm-fashion": ddpm_fashion,
     "iddpm-fashion": iddpm_fashion,
     "edm-fashion": edm_fashion,
