@@ -79,7 +79,9 @@ class ClassLatentsConfig(System):
             if value != codec.latent_channels:
                 raise ValueError(f"diffusion.network.{name} {value} is not latent_channels {codec.latent_channels}")
         if self.autoencoder.needs_own_clip:
-            raise ValueError("autoencoder.perceptual.run null: there is no clip stage here, name another run's folder")
+            raise ValueError(
+                "autoencoder.perceptual.files: there is no clip stage here, name another run's clip.safetensors"
+            )
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:

@@ -37,7 +37,7 @@ from langevin.training.objectives.denoising import DenoisingConfig, with_levels
 from langevin.training.objectives.diffusion import DiffusionObjective
 from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.levels import make_levels
-from langevin.training.objectives.perceptual import Features, PerceptualConfig, load_image_tower, make_perceptual
+from langevin.training.objectives.perceptual import PerceptualConfig, load_image_tower, make_perceptual
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -66,8 +66,7 @@ class AutoencoderStage(Config):
     @property
     def needs_own_clip(self) -> bool:
         """Whether the run's own CLIP has to be trained first."""
-        wanted = self.perceptual
-        return wanted is not None and wanted.features is Features.CLIP and wanted.run is None
+        return self.perceptual is not None and self.perceptual.needs_own_clip
 
     def trained(self, run: Path) -> AutoencoderKL:
         """The averaged weights of the stage in a run folder. CheckpointError where there are none."""

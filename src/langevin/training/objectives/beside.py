@@ -14,6 +14,7 @@ from torch import Tensor
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
+from langevin.model.low_resolution import noised_picture
 from langevin.training.data import PictureSet
 from langevin.training.masks import random_mask
 from langevin.training.randomness import generator, normal
@@ -131,7 +132,7 @@ class LowResolution(Beside):
     def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
         small = self.small(indices, flipped)
         levels = torch.stack([torch.randint(self.largest + 1, (), generator=g) for g in streams])
-        return noised_picture(small, levels, normal(streams, small.shape[1:]), self.schedule, self.grid)
+        return noised_picture(small, levels, normal(streams, small.shape[1:]), self.schedule, (self.grid, self.grid))
 
     def small(self, indices: Sequence[int], flipped: Tensor | None = None) -> Tensor:
         """float32 B 3 s s in [-1, 1]: means over areas."""
@@ -147,17 +148,5 @@ class LowResolution(Beside):
         small = self.small(indices)
         noise = normal([generator(0, "preview", i) for i in indices], small.shape[1:])
         level = torch.full((count,), min(20, self.largest))
-        cond = noised_picture(small, level, noise, self.schedule, self.grid)
+        cond = noised_picture(small, level, noise, self.schedule, (self.grid, self.grid))
         return Examples(indices, cond, self.shown(indices, cond))
-
-
-def noised_picture(small: Tensor, levels: Tensor, noise: Tensor, schedule: NoiseSchedule, grid: int) -> Conditioning:
-    """sqrt(abar) small + sqrt(1 - abar) noise, stretched bilinearly to `grid`, and the levels as labels.
-
-    small, noise: B 3 s s; levels: int64 [B], timesteps of `schedule`.
-    """
-    abar = schedule.abar[levels].to(small.dtype).view(-1, 1, 1, 1)
-    noised = abar.sqrt() * small + (1 - abar).sqrt() * noise
-    if noised.shape[-1] != grid:
-        noised = F.interpolate(noised, (grid, grid), mode="bilinear", align_corners=False)
-    return Conditioning(concat=noised, labels=levels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -11,14 +10,17 @@ from typing import Any, assert_never
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from langevin.checkpoints.classifier_file import read_classifier
+from langevin.checkpoints.clip_files import load_clip
 from langevin.checkpoints.lpips_file import load_lpips
 from langevin.checkpoints.places import identity
 from langevin.checkpoints.safetensors_file import SafetensorsFile
 from langevin.checkpoints.transfer import fit, load_into
 from langevin.errors import CheckpointError
+from langevin.networks.classifier import Block
 from langevin.networks.clip import ClipImage, ClipImageConfig
 from langevin.networks.lpips import mean_distance
 from langevin.training.config import Config
@@ -31,9 +33,24 @@ class Features(StrEnum):
     """Whose features."""
 
     CLIP = "clip"
-    """The states of all layers of a CLIP image tower that was trained here: nothing has to be downloaded."""
+    """The states of all layers of a CLIP image tower: this run's own, or another's. Nothing has to be downloaded."""
+    CLASSIFIER = "classifier"
+    """The maps of all levels of a small classifier that was trained here on the same kind of pictures."""
     LPIPS = "lpips"
     """VGG-16 with the learned weights of Zhang et al. 2018, from files of the user's."""
+
+    @property
+    def files(self) -> range:
+        """How many files it takes."""
+        match self:
+            case Features.CLIP:
+                return range(2)
+            case Features.CLASSIFIER:
+                return range(1, 2)
+            case Features.LPIPS:
+                return range(1, 3)
+            case _:
+                assert_never(self)
 
 
 class PerceptualConfig(Config):
@@ -42,27 +59,24 @@ class PerceptualConfig(Config):
     features: Features = Features.CLIP
     weight: float = Field(1.0, gt=0)
     """Of the distance, beside the mean absolute error of pixels."""
-    run: Path | None = None
-    """clip: a run folder whose clip stage is finished. null: this run's own, which is then trained first."""
-    files: tuple[Path, ...] = Field((), max_length=2)
-    """lpips: one file with everything, or VGG-16 and the heads."""
+    files: tuple[Path, ...] = ()
+    """clip: the `clip.safetensors` of a run or a Hugging Face folder; none means this run's own, which is then trained
+    first. classifier: the `model.safetensors` of a classifier's run. lpips: one file with everything, or VGG-16 and
+    the heads."""
     allow_pickle: bool = False
-    """lpips: read .pth files too, which can carry programs; docs/checkpoints.md."""
+    """Read .pth and .bin files too, which can carry programs; docs/checkpoints.md."""
 
     @model_validator(mode="after")
     def _fits(self) -> PerceptualConfig:
-        match self.features:
-            case Features.CLIP:
-                if self.files:
-                    raise ValueError("files are of features lpips; features clip takes a run folder, run")
-            case Features.LPIPS:
-                if not self.files:
-                    raise ValueError("features lpips needs files: one with everything, or VGG-16 and the heads")
-                if self.run is not None:
-                    raise ValueError(f"run {self.run} is of features clip; features lpips takes files")
-            case _:
-                assert_never(self.features)
+        if len(self.files) not in self.features.files:
+            allowed = " or ".join(map(str, self.features.files))
+            raise ValueError(f"files: {len(self.files)} given, features {self.features.value} takes {allowed}")
         return self
+
+    @property
+    def needs_own_clip(self) -> bool:
+        """Whether the run's own CLIP has to be trained first."""
+        return self.features is Features.CLIP and not self.files
 
 
 class Perceptual:
@@ -83,13 +97,15 @@ def make_perceptual(
     """
     match config.features:
         case Features.CLIP:
-            if config.run is None:
-                if own is None:
-                    raise ValueError("there is no clip stage here: perceptual.run must name another run's folder")
-                tower, sha256 = own()
-            else:
-                tower, sha256 = tower_of_run(config.run)
-            distance: Distance = ClipDistance(tower.to(device))
+            distance, sha256 = _clip(config, own, device)
+        case Features.CLASSIFIER:
+            network, facts = read_classifier(config.files[0], device)
+            if facts.network.size != size:
+                raise CheckpointError(
+                    f"{config.files[0]} was trained at {facts.network.size} pixels, the pictures here have {size}"
+                )
+            levels = [name for name, module in network.named_modules() if isinstance(module, Block)]
+            distance, sha256 = LayerDistance(network, levels), _sha256(config.files[0])
         case Features.LPIPS:
             if size < 16:
                 raise CheckpointError(f"pictures of {size} pixels are too small for LPIPS: at least 16 are needed")
@@ -98,6 +114,18 @@ def make_perceptual(
         case _:
             assert_never(config.features)
     return Perceptual(distance, config.weight, {"features": config.features.value, "sha256": sha256})
+
+
+def _clip(
+    config: PerceptualConfig, own: Callable[[], tuple[ClipImage, str]] | None, device: str
+) -> tuple[Distance, str]:
+    if config.files:
+        clip = load_clip(config.files[0], device, allow_pickle=config.allow_pickle)
+        return ClipDistance(clip.image, mean=clip.config.mean, deviation=clip.config.deviation), clip.sha256
+    if own is None:
+        raise ValueError("there is no clip stage here: perceptual.files must name another run's clip.safetensors")
+    tower, sha256 = own()
+    return ClipDistance(tower.to(device)), sha256
 
 
 class ClipDistance:
@@ -164,17 +192,6 @@ class LayerDistance:
             for hook in hooks:
                 hook.remove()
         return [found[layer] for layer in self.layers]
-
-
-def tower_of_run(run: Path) -> tuple[ClipImage, str]:
-    """`load_image_tower` of another run's folder, whose papers say what the tower is."""
-    try:
-        part = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["clip"]
-        image = TypeAdapter(ClipImageConfig).validate_python(part["image"])
-        steps = int(part["loop"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{run} is not a run folder with a clip stage: perceptual features need one") from None
-    return load_image_tower(run, image, steps)
 
 
 def load_image_tower(run: Path, image: ClipImageConfig, steps: int) -> tuple[ClipImage, str]:
