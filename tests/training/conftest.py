@@ -53,6 +53,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "keywords": [colour, shape, "geometry"],
                         "style": style,
                         "label": SHAPES.index(shape),
+                        "things": [{"size": "large", "colour": colour, "shape": shape}],
+                        "boxes": [[0.5, 0.5, 0.25]],
                         "split": "val" if (colour, shape) == ("red", "square") else "train",
                         "key": key,
                     }

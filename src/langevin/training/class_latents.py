@@ -65,6 +65,11 @@ class ClassLatentsConfig(System):
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {"diffusion": ("autoencoder",)}
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.guidance"})
+    trial: ClassVar[tuple[str, ...]] = (
+        "autoencoder.network.channel_mult=[1, 1]",
+        "diffusion.network.model_channels=32",
+        "diffusion.network.attention_levels=[false, false]",
+    )
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:

@@ -51,7 +51,8 @@ class Semantic(Config):
     kind: Literal[Kind.SEMANTIC] = Kind.SEMANTIC
     classes: int = Field(ge=2, le=256)
     maps: Path | None = None
-    """A folder with a map for each of the data's pictures, of the same name. null: drawn shapes, five classes."""
+    """A folder with a map for each of the data's pictures, of the same name. null: drawn shapes, which have
+    five classes."""
     palette: tuple[str, ...] = ()
     """The classes' colours in maps of colours, "#rrggbb". Empty: the maps' pixels are the classes' numbers."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -92,6 +92,17 @@ class DiffusionStage(DenoisingConfig):
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
     loop: LoopConfig
+
+
+class HasClip(Protocol):
+    """A system with a stage "clip"."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def captions(self) -> CaptionConfig: ...
+    @property
+    def clip(self) -> ClipStage: ...
 
 
 class TextToImageConfig(System):
@@ -187,7 +198,7 @@ class TextToImageConfig(System):
                 )
             case "clip":
                 tokenizer = train_tokenizer(self, data)
-                network = Clip(ClipText(_text_config(self, tokenizer)), ClipImage(self.clip.image))
+                network = Clip(ClipText(text_config(self, tokenizer)), ClipImage(self.clip.image))
                 return ClipObjective(network, tokenizer, data, self.captions, seed=self.seed, device=device)
             case "diffusion":
                 return _diffusion_objective(self, data, run, device)
@@ -232,7 +243,7 @@ def autoencoder_objective(
     )
 
 
-def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
+def train_tokenizer(config: HasClip, data: PictureSet) -> Tokenizer:
     """The vocabulary of the captions: four of each record's rephrasings."""
     texts = [
         caption(record, config.captions, generator(config.seed, "vocabulary", i, k))
@@ -243,10 +254,10 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
 
 
-def save_clip(config: TextToImageConfig, data: PictureSet, run: Path) -> Path:
+def save_clip(config: HasClip, data: PictureSet, run: Path) -> Path:
     """Write `run/clip.safetensors`, both towers with the averaged weights, from the finished stage "clip" of a run."""
     tokenizer = train_tokenizer(config, data)
-    text = _text_config(config, tokenizer)
+    text = text_config(config, tokenizer)
     clip = Clip(ClipText(text), ClipImage(config.clip.image))
     load_ema(run / "clip" / "checkpoints", clip)
     path = run / "clip.safetensors"
@@ -258,7 +269,7 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
     codec = config.autoencoder.trained(run)
     tokenizer = train_tokenizer(config, data)
-    tower = ClipText(_text_config(config, tokenizer))
+    tower = ClipText(text_config(config, tokenizer))
     clip = Clip(tower, ClipImage(config.clip.image))
     load_ema(run / "clip" / "checkpoints", clip)
     part = config.diffusion
@@ -293,7 +304,8 @@ def _words(beside: int) -> str:
     return f"latent_channels and {beside} more," if beside else "latent_channels"
 
 
-def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextConfig:
+def text_config(config: HasClip, tokenizer: Tokenizer) -> ClipTextConfig:
+    """The text tower for the vocabulary that was found."""
     return dataclasses.replace(config.clip.text, vocabulary=len(tokenizer), eos_token=tokenizer.eos)
 
 

@@ -4,6 +4,7 @@ the network is told, and stands beside the latent, whose size it has."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import model_validator
@@ -23,6 +24,14 @@ class UpscalerConfig(ConditionedConfig):
     """Four times the width and height: an autoencoder of factor 4, so that latent and small picture are of one size."""
 
     condition: LowRes
+
+    trial: ClassVar[tuple[str, ...]] = (
+        *ConditionedConfig.trial,
+        "autoencoder.network.channel_mult=[1, 1, 1]",
+        "condition.size=8",
+        "clip.image.patch_size=8",
+        "diffusion.network.cross_attention_only_levels=[false, true]",
+    )
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -44,10 +44,10 @@ def class_maps(data: PictureSet, folder: Path | None, size: int, classes: int, p
     """float32 N K size size: which share of the cell each of the K classes covers, adding up to 1.
 
     folder: a map for each of the data set's pictures, of the same name: see `to_classes`. None: drawn shapes, with the
-    classes of SHAPE_CLASSES. Raises DataError where a map is missing or cannot be read.
+    classes of SHAPE_CLASSES, and any further ones nowhere. Raises DataError where a map is missing or cannot be read.
     """
     if folder is None:
-        if classes != len(SHAPE_CLASSES):
+        if classes < len(SHAPE_CLASSES):
             raise DataError(f"condition.classes {classes}: drawn shapes have {len(SHAPE_CLASSES)}")
         found = (_shapes_classes(placed, data.pictures.shape[-1]) for placed in _placed(data))
     else:

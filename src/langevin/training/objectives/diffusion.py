@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,6 @@ from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.denoising import Denoising, DenoisingConfig, network_of, with_levels
-from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.previews import sampled
 from langevin.training.randomness import generator, normal, sample_generators
 
@@ -29,6 +29,17 @@ class Codec(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures B 3 H W in about [-1, 1]."""
+
+
+class Encoded(Protocol):
+    """The data set as it is diffused: `Latents`, or for pixels the pictures."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """C h w."""
+
+    def of(self, samples: Sequence[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) for a step's (epoch, index) pairs, B C h w, on the CPU."""
 
 
 class DiffusionObjective:
@@ -44,7 +55,7 @@ class DiffusionObjective:
         autoencoder: Codec,
         text: TextEncoder | None,
         data: PictureSet,
-        latents: Latents,
+        latents: Encoded,
         captions: CaptionConfig,
         *,
         seed: int,
