@@ -127,16 +127,14 @@ def test_maps_are_read_from_files(shapes: Path, tmp_path: Path) -> None:
     bare = PictureSet(data.parts, [{"caption": "x"}] * len(data), data.fingerprint, keys=data.keys)
     with pytest.raises(DataError, match=r"picture 0 of the data has no map: give condition.maps"):
         depth_maps(bare, None, 8)
-    with pytest.raises(DataError, match="has no map for the picture flat__blue-circle: name it flat__blue-circle.png"):
+    with pytest.raises(DataError, match=r"no map for the picture flat__blue-circle: name it flat__blue-circle\.png"):
         depth_maps(bare, tmp_path, 8)
     ramp = np.tile(np.arange(32, dtype=np.uint16) * 2000, (32, 1))
     for key in data.keys:
         Image.fromarray(ramp).save(tmp_path / f"{key}.png")
     maps = depth_maps(bare, tmp_path, 32)
     assert torch.allclose(maps[3, 0, 5], torch.linspace(-1, 1, 32), atol=1e-6)
-    with pytest.raises(
-        DataError, match=r"blue-circle.png: a picture of mode I;16.*a map of classes is grey or indexed"
-    ):
+    with pytest.raises(DataError, match=r"blue-circle.png: a picture of mode I;16.*: a map of classes is"):
         class_maps(bare, tmp_path, 8, 3)
     halves = Image.new("RGB", (16, 16), "#ff0000")
     halves.paste("#0000ff", (8, 0, 16, 16))

@@ -143,7 +143,7 @@ def test_a_classifiers_maps_measure_too() -> None:
     assert torch.equal(distance.maps(a)[0], first)
     assert (distance(a, b) > 0).all() and torch.equal(distance(b, b), torch.zeros(2))
     assert not any(m._forward_hooks for m in network.modules())
-    with pytest.raises(ValueError, match="'nothing'.*is no module"):
+    with pytest.raises(ValueError, match=r"'nothing'.*is no module"):
         LayerDistance(nn.Identity(), ["nothing"])
 
 
