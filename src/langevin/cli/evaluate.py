@@ -31,7 +31,11 @@ def evaluate(
     options: ModelOptions,
     model_argument: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="The model, as --model takes it. [default: the one in the package]"),
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="The model, as --model takes it. [default: the one in the package]",
+        ),
     ] = None,
     data: Annotated[
         Path | None,
@@ -224,7 +228,7 @@ def _measured(
             wanted,
             folder=target.with_name(f"{target.stem}-pictures"),
             request=asked,
-            align=lambda made, records, there: alignment_figures(made, records, there, wanted.seed),
+            align=lambda *sets: alignment_figures(*sets, seed=wanted.seed),
             about={"size": side, **{k: {n: list(v) for n, v in fields.items()} for k, fields in chosen.items()}},
             progress=show,
         )
@@ -248,16 +252,16 @@ def _table(report: Report) -> str:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = []
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    shown = [lines[0]]
     last: str | None = None
-    for row, figure in zip(rows, (None, *report.figures), strict=True):
-        if figure is not None and figure.extractor != last:
+    for line, figure in zip(lines[1:], report.figures, strict=True):
+        if figure.extractor != last:
             last = figure.extractor
-            lines.append(f"-- {last}, sha256 {(figure.weights_sha256 or '')[:12]}" if last else "--")
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    seeds = sorted({figure.seed for figure in report.figures})
-    lines.append(f"^ higher is better, v lower; ± deviation; seed {', '.join(map(str, seeds))}; {report.seconds:.0f} s")
-    return "\n".join(lines)
+            shown.append(f"-- {last}, sha256 {(figure.weights_sha256 or '')[:12]}" if last else "--")
+        shown.append(line)
+    shown.append(f"^ higher is better, v lower; ± deviation; seed {report.figures[0].seed}; {report.seconds:.0f} s")
+    return "\n".join(shown)
 
 
 def _metrics(text: str | None) -> Any:

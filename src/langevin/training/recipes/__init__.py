@@ -13,6 +13,7 @@ from langevin.training.recipes.emoji_sharp import emoji_sharp
 from langevin.training.recipes.emoji_upscaler import emoji_upscaler
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
 from langevin.training.recipes.latent_fashion import latent_fashion
+from langevin.training.recipes.shapes import shapes
 from langevin.training.recipes.shapes_maps import shapes_depth, shapes_semantic
 from langevin.training.recipes.v_shapes import v_shapes
 from langevin.training.system import System
@@ -26,6 +27,7 @@ RECIPES: Mapping[str, Callable[[], System]] = {
     "shapes-depth": shapes_depth,
     "shapes-semantic": shapes_semantic,
     "latent-fashion": latent_fashion,
+    "shapes": shapes,
     "classifier-fashion": classifier_fashion,
     "ddpm-fashion": ddpm_fashion,
     "iddpm-fashion": iddpm_fashion,
