@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from langevin.checkpoints.checkpoint import Checkpoint, family_of, meta_networks, task_of
 from langevin.checkpoints.loader import Source, as_dtype, locate, open_checkpoint
 from langevin.diffusion.prediction import Prediction
+from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.chunks import Long, layout
@@ -109,6 +110,10 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     reading: dict[str, Any] = {"ema": ema, "allow_pickle": options.allow_pickle, "half": dtype.itemsize == 2}
     found = locate(options.model, revision=options.revision, **reading)
     checkpoint = open_checkpoint(found.path, prediction=options.prediction, **reading)
+    if checkpoint.encoder is not None:
+        raise RequestError(
+            f"{found.name} has the text encoder {checkpoint.encoder.kind.name}: only prompts of CLIP's are explained"
+        )
     networks = meta_networks(checkpoint.config)
     noting = _NotingUNet(checkpoint.config.unet, dtype, 1 + checkpoint.config.learned_variance)
     bundle = _bundle(checkpoint, found, networks, noting)

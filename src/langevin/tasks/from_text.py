@@ -24,7 +24,7 @@ from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 from langevin.tasks.labels import encode_label, further_channels, pixel_channels
 from langevin.tasks.manifest import describe
 from langevin.tasks.options import show
@@ -60,7 +60,7 @@ def bundle_of(model: ModelBundle | HoldsBundle) -> ModelBundle:
 def plan_pictures(
     bundle: ModelBundle,
     autoencoder: Autoencoder | None,
-    text: TextEncoder | None,
+    text: PromptEncoder | None,
     request: GenerateRequest,
     beside: Conditioning | None = None,
 ) -> Plan:
@@ -201,7 +201,7 @@ def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, An
     return options
 
 
-def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, TextEncoder | None]:
+def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, PromptEncoder | None]:
     """The autoencoder, None for a model of pixels, and the text encoder, None for one of classes or of nothing."""
     name = bundle.info.name
     if bundle.info.task in ("class-to-image", "unconditional"):

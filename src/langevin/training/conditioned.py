@@ -25,7 +25,7 @@ class ConditionedConfig(TextToImageConfig):
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
         **TextToImageConfig.shared,
-        "diffusion": ("captions", "autoencoder", "clip", "condition"),
+        "diffusion": (*TextToImageConfig.shared["diffusion"], "condition"),
     }
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A latent text-to-image system from nothing: autoencoder, CLIP, denoiser, one after the other."""
+"""A latent text-to-image system: autoencoder, CLIP or a text encoder from elsewhere, denoiser, one after the other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from langevin.checkpoints.clip_files import ClipConfig, write_clip
 from langevin.checkpoints.memory import checkpoint_of
@@ -19,7 +20,7 @@ from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder, TextEncoder
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
@@ -38,6 +39,7 @@ from langevin.training.objectives.diffusion import DiffusionObjective
 from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.levels import make_levels
 from langevin.training.objectives.perceptual import PerceptualConfig, load_image_tower, make_perceptual
+from langevin.training.pretrained_text import PretrainedText, open_pretrained
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -107,13 +109,15 @@ class HasClip(Protocol):
 
 class TextToImageConfig(System):
     captions: CaptionConfig
+    text_encoder: PretrainedText | None = None
+    """Whose states are the context. None: those of the CLIP stage's text tower; else there is no CLIP stage."""
     autoencoder: AutoencoderStage
     clip: ClipStage
     diffusion: DiffusionStage
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "clip": ("captions",),
-        "diffusion": ("captions", "autoencoder", "clip"),
+        "diffusion": ("captions", "autoencoder", "clip", "text_encoder"),
     }
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
     trial: ClassVar[tuple[str, ...]] = (
@@ -130,7 +134,8 @@ class TextToImageConfig(System):
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
         first = ("clip", "autoencoder") if self.autoencoder.needs_own_clip else ("autoencoder", "clip")
-        return {stage: getattr(self, stage).loop for stage in (*first, "diffusion")}
+        stages = [stage for stage in first if stage != "clip" or self.text_encoder is None]
+        return {stage: getattr(self, stage).loop for stage in (*stages, "diffusion")}
 
     def depends(self, stage: str) -> frozenset[str]:
         own = {"captions", "clip"} if stage == "autoencoder" and self.autoencoder.needs_own_clip else set()
@@ -158,10 +163,14 @@ class TextToImageConfig(System):
             raise ValueError(
                 f"data.buckets.grid {self.data.buckets.grid} is not a multiple of the autoencoder's factor {factor}"
             )
-        if self.diffusion.network.context_channels != self.clip.text.width:
+        if self.text_encoder is None and self.diffusion.network.context_channels != self.clip.text.width:
             raise ValueError(
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
                 f"clip.text.width {self.clip.text.width}"
+            )
+        if self.autoencoder.needs_own_clip and self.text_encoder is not None:
+            raise ValueError(
+                "autoencoder.perceptual.files: with a text_encoder no CLIP is trained, name another's file"
             )
         if self.autoencoder.adversarial is not None:
             least = self.autoencoder.adversarial.network.least_size
@@ -187,6 +196,10 @@ class TextToImageConfig(System):
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
+        if self.text_encoder is not None and stage != "diffusion":
+            # What is wrong with it is said before the first step.
+            with torch.random.fork_rng(devices=[]):
+                open_pretrained(self.text_encoder, self.diffusion.network.context_channels or 0)
         match stage:
             case "autoencoder":
                 return autoencoder_objective(
@@ -207,11 +220,19 @@ class TextToImageConfig(System):
 
     def finish(self, data: PictureSet, run: Path) -> Path:
         """`run/model.safetensors`: averaged weights in float16, single-file layout, architecture and vocabulary as
-        metadata. Beside it `run/clip.safetensors`: both towers of CLIP, by which pictures are measured."""
-        save_clip(self, data, run)
+        metadata. Beside it `run/clip.safetensors`: both towers of CLIP, where they were trained, by which pictures are
+        measured."""
+        if "clip" in self.loops:
+            save_clip(self, data, run)
         path = run / "model.safetensors"
-        write_original(checkpoint_of(load_trained(self, data, run)), path, dtype="F16", overwrite=True)
+        bundle = load_trained(self, data, run)
+        bundle.extras = self.tables()
+        write_original(checkpoint_of(bundle), path, dtype="F16", overwrite=True)
         return path
+
+    def tables(self) -> dict[str, Tensor]:
+        """What the finished file holds beside the networks: nothing."""
+        return {}
 
 
 def autoencoder_objective(
@@ -268,10 +289,14 @@ def save_clip(config: HasClip, data: PictureSet, run: Path) -> Path:
 def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_denoiser: bool = False) -> ModelBundle:
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
     codec = config.autoencoder.trained(run)
-    tokenizer = train_tokenizer(config, data)
-    tower = ClipText(text_config(config, tokenizer))
-    clip = Clip(tower, ClipImage(config.clip.image))
-    load_ema(run / "clip" / "checkpoints", clip)
+    text: PromptEncoder
+    if config.text_encoder is not None:
+        text = open_pretrained(config.text_encoder, config.diffusion.network.context_channels or 0)
+    else:
+        tokenizer = train_tokenizer(config, data)
+        tower = ClipText(text_config(config, tokenizer))
+        load_ema(run / "clip" / "checkpoints", Clip(tower, ClipImage(config.clip.image)))
+        text = TextEncoder(tower, tokenizer)
     part = config.diffusion
     network = UNet(part.network)
     if not new_denoiser:
@@ -279,7 +304,7 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     return ModelBundle(
         diffusion=DiffusionModel(network, config.schedule, part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
-        text=TextEncoder(tower, tokenizer),
+        text=text,
         info=CheckpointInfo(
             name=run.name,
             prediction=part.prediction,
@@ -310,8 +335,8 @@ def text_config(config: HasClip, tokenizer: Tokenizer) -> ClipTextConfig:
 
 
 def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path, device: str) -> DiffusionObjective:
-    for stage, loop in (("autoencoder", config.autoencoder.loop), ("clip", config.clip.loop)):
-        if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
+    for stage, loop in config.loops.items():
+        if stage != "diffusion" and not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
     with torch.random.fork_rng(devices=[]):  # the frozen parts' first weights are thrown away
         frozen = load_trained(config, data, run, new_denoiser=True)

@@ -3,7 +3,6 @@ the network is told, and stands beside the latent, whose size it has."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -11,13 +10,9 @@ from pydantic import model_validator
 from torch import Tensor
 
 from langevin.checkpoints.config import UPSCALER
-from langevin.checkpoints.memory import checkpoint_of
-from langevin.checkpoints.original import write_original
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.training.conditioned import ConditionedConfig
 from langevin.training.conditions import LowRes
-from langevin.training.data import PictureSet
-from langevin.training.text_to_image import load_trained
 
 
 class UpscalerConfig(ConditionedConfig):
@@ -47,17 +42,12 @@ class UpscalerConfig(ConditionedConfig):
             raise ValueError(f"condition.size {self.condition.size} is not a quarter of data.size {self.data.size}")
         return self
 
-    def finish(self, data: PictureSet, run: Path) -> Path:
-        """`run/model.safetensors`: averaged weights in float16, single-file layout with the tables of both schedules
-        that the published file has, architecture and vocabulary as metadata."""
-        bundle = load_trained(self, data, run)
-        bundle.extras = tables(self.schedule)
-        path = run / "model.safetensors"
-        write_original(checkpoint_of(bundle), path, dtype="F16", overwrite=True)
-        return path
+    def tables(self) -> dict[str, Tensor]:
+        """Those of both schedules, as in the published file."""
+        return schedule_tables(self.schedule)
 
 
-def tables(schedule: NoiseSchedule) -> dict[str, Tensor]:
+def schedule_tables(schedule: NoiseSchedule) -> dict[str, Tensor]:
     """The float32 tables by which other programs tell the schedules: of the latents, and, as `low_scale_model.*`, of
     the small picture. All follow from the betas (Ho et al. 2020, equations 4 and 7)."""
     betas, abar = schedule.betas, schedule.abar

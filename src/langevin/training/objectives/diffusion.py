@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from langevin.images.grids import save_grid
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
+from langevin.model.text_transformers import TransformersEncoder
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.beside import Beside
@@ -45,7 +46,7 @@ class Encoded(Protocol):
 class DiffusionObjective:
     """The loss of `Denoising` on latents.
 
-    The autoencoder and the text tower are frozen: latents are encoded once, text states on the way. `beside` gives
+    The autoencoder and the text encoder are frozen: latents are encoded once, text states on the way. `beside` gives
     what is in the network's further input channels, if it has any.
     """
 
@@ -53,7 +54,7 @@ class DiffusionObjective:
         self,
         model: DiffusionModel,
         autoencoder: Codec,
-        text: TextEncoder | None,
+        text: PromptEncoder | None,
         data: PictureSet,
         latents: Encoded,
         captions: CaptionConfig,
@@ -87,7 +88,10 @@ class DiffusionObjective:
 
     @property
     def facts(self) -> dict[str, Any]:
+        # The encoder's files are no part of the run folder: another encoder under the same name is refused.
+        named = {"text_encoder": dict(self.text.record.files)} if isinstance(self.text, TransformersEncoder) else {}
         return {
+            **named,
             "data": self.data.fingerprint,
             "captions": self.captions.model_dump(mode="json"),
             "caption_dropout": self.caption_dropout,
@@ -122,8 +126,7 @@ class DiffusionObjective:
         """Text states, B L D; equal captions are encoded once."""
         assert self.text is not None
         distinct = list(dict.fromkeys(texts))
-        tokens = self.text.tokens(distinct).to(self.device)
-        states: Tensor = self.text.network(tokens, layer=self.text.layer).states
+        states = self.text.states(distinct)
         return states[torch.tensor([distinct.index(t) for t in texts])]
 
     def previewed(self) -> tuple[Conditioning, Conditioning, list[Tensor]]:

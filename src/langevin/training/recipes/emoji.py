@@ -69,7 +69,7 @@ def emoji() -> TextToImageConfig:
             ),
             preview_prompts=PROMPTS,
             loop=LoopConfig(
-                steps=8000, batch_size=64, learning_rate=6e-4, warmup=300, save_every=250, sample_every=500
+                steps=6400, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=500
             ),
         ),
     )  # fmt: skip
