@@ -74,7 +74,7 @@ class CascadeConfig(System):
             for stage in ("base", "upscaler")
             for setting in (
                 "network.model_channels=32", "network.channel_mult=[1, 2]", "network.attention_levels=[false, true]",
-                "network.head_channels=32", "network.context_channels=32", 'preview_prompts=["a red circle", ""]',
+                "network.head_channels=32", "network.context_channels=32", 'preview_prompts=["a red circle", ""]', "include={}",
             )
         ),
     )  # fmt: skip
@@ -157,6 +157,7 @@ class CascadeConfig(System):
             text = self._text(data, run)
         text.network.to(device)
         model = self._model(part)
+        data = data.only(part.include) if part.include else data
         space = PixelSpace(data, size)
         beside = None
         if isinstance(part, UpscalerStage):

@@ -90,6 +90,9 @@ class DiffusionStage(DenoisingConfig):
     prediction: Prediction = Prediction.V
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """How often the caption is left empty, for classifier-free guidance."""
+    include: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The denoiser learns only from samples that have one of the values in each of these fields of their records; the
+    other stages learn from all."""
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -128,7 +131,7 @@ class TextToImageConfig(System):
         "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",
         "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
         "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
-        "diffusion.network.context_channels=32", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
+        "diffusion.network.context_channels=32", "diffusion.include={}", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
     )  # fmt: skip
 
     @property
@@ -196,6 +199,8 @@ class TextToImageConfig(System):
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
+        # Asked for in every stage: a choice that leaves nothing is to be refused before the first, not after it.
+        denoised = data.only(self.diffusion.include) if self.diffusion.include else data
         if self.text_encoder is not None and stage != "diffusion":
             # What is wrong with it is said before the first step.
             with torch.random.fork_rng(devices=[]):
@@ -214,7 +219,7 @@ class TextToImageConfig(System):
                 network = Clip(ClipText(text_config(self, tokenizer)), ClipImage(self.clip.image))
                 return ClipObjective(network, tokenizer, data, self.captions, seed=self.seed, device=device)
             case "diffusion":
-                return _diffusion_objective(self, data, run, device)
+                return _diffusion_objective(self, data, denoised, run, device)
             case _:
                 raise ValueError(f"there is no stage {stage!r}")
 
@@ -334,7 +339,9 @@ def text_config(config: HasClip, tokenizer: Tokenizer) -> ClipTextConfig:
     return dataclasses.replace(config.clip.text, vocabulary=len(tokenizer), eos_token=tokenizer.eos)
 
 
-def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path, device: str) -> DiffusionObjective:
+def _diffusion_objective(
+    config: TextToImageConfig, data: PictureSet, denoised: PictureSet, run: Path, device: str
+) -> DiffusionObjective:
     for stage, loop in config.loops.items():
         if stage != "diffusion" and not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
@@ -345,12 +352,12 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    latents = Latents(codec.network, data, device)
+    latents = Latents(codec.network, denoised, device)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,
         text,
-        data,
+        denoised,
         latents,
         config.captions,
         seed=config.seed,
@@ -359,5 +366,5 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,
-        beside=config.beside(data, codec),
+        beside=config.beside(denoised, codec),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from langevin.errors import DataError
+from langevin.training.data.config import DataConfig
 from langevin.training.randomness import generator
 
 _SIDED = re.compile(r"\b(left|right|clockwise|anticlockwise|counterclockwise)(most|wards?|[- ]?hand(ed)?)?\b", re.I)
@@ -112,7 +116,19 @@ class PictureSet:
             self.fingerprint,
             bucket=bucket,
             flip=self.flip,
+            keys=[self.keys[i] for i in indices.tolist()] if self.keys else (),
         )
+
+    def only(self, include: Mapping[str, tuple[str, ...]]) -> PictureSet:
+        """The samples each of whose fields in `include` has one of the values. Raises DataError where none has."""
+        wanted = DataConfig(include=dict(include))
+        kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
+        if not kept:
+            raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
+        some = self.subset(kept)
+        text = f"{self.fingerprint} {json.dumps(include, sort_keys=True)}"
+        some.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        return some
 
     def some(self, count: int) -> Tensor:
         """Indices, int64 [count], of samples at equal distances in the fullest bucket."""

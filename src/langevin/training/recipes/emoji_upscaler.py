@@ -36,6 +36,7 @@ def emoji_upscaler() -> UpscalerConfig:
                 context_channels=192, linear_projection=True, num_classes=1000,
                 cross_attention_only_levels=(False, True, True),
             ),
+            include=plain.diffusion.include,
             preview_prompts=("",) * 8,
             guidance=2.0,
             loop=plain.diffusion.loop,

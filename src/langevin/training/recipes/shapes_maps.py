@@ -39,6 +39,6 @@ def _shapes(condition: Condition, channels: int) -> ConditionedConfig:
         captions=CaptionConfig(article_share=0.0),
         autoencoder=plain.autoencoder,
         clip=clip,
-        diffusion=plain.diffusion.model_copy(update={"network": network, "preview_prompts": ("",) * 8}),
+        diffusion=plain.diffusion.model_copy(update={"network": network, "include": {}, "preview_prompts": ("",) * 8}),
         condition=condition,
     )
