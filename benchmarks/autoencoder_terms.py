@@ -3,8 +3,8 @@
     python benchmarks/autoencoder_terms.py --data FOLDER [--steps 200] [--size 32] [--style noto] [--threads 1]
 
 Every variant starts from the same weights and sees the same batches. The perceptual term's features are of a CLIP
-image tower that is trained first on the same pictures, for half as many steps of 32; the distance in the last column is in those
-of a second tower of another seed, which no variant was trained on. One picture in ten is held out.
+image tower that is trained first on the same pictures, for half as many steps of 32; the distance in the last column
+is in those of a second tower of another seed, which no variant was trained on. One picture in ten is held out.
 """
 
 from __future__ import annotations

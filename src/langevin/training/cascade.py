@@ -74,7 +74,8 @@ class CascadeConfig(System):
             for stage in ("base", "upscaler")
             for setting in (
                 "network.model_channels=32", "network.channel_mult=[1, 2]", "network.attention_levels=[false, true]",
-                "network.head_channels=32", "network.context_channels=32", 'preview_prompts=["a red circle", ""]', "include={}",
+                "network.head_channels=32", "network.context_channels=32",
+                'preview_prompts=["a red circle", ""]', "include={}",
             )
         ),
     )  # fmt: skip

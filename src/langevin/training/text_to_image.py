@@ -131,7 +131,8 @@ class TextToImageConfig(System):
         "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",
         "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
         "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
-        "diffusion.network.context_channels=32", "diffusion.include={}", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
+        "diffusion.network.context_channels=32", "diffusion.include={}",
+        'diffusion.preview_prompts=["a red circle", "a blue square"]',
     )  # fmt: skip
 
     @property
