@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from safetensors.torch import load_file
 
 import langevin
 from langevin.checkpoints.config import UPSCALER
+from langevin.cli.main import run as command
 from langevin.errors import DataError, RequestError
 from langevin.model.conditioning import Conditioning
 from langevin.model.guided import guided_model
-from langevin.tasks import GenerateRequest, cascade, run, upscale
+from langevin.networks.unet import UNet
+from langevin.tasks import GenerateRequest, cascade, run, text_to_image, upscale
 from langevin.training.config import override
 from langevin.training.data import PictureSet, read_data
 from langevin.training.objectives.autoencoder import AutoencoderObjective
@@ -68,6 +71,14 @@ def test_an_inpainting_model_is_recognised_and_runs(inpainting: tuple[Any, Pictu
     assert bundle.diffusion.network.config.in_channels == 9 and bundle.autoencoder is not None
     with pytest.raises(RequestError, match="is for inpainting: give a text-to-image model"):
         model.generate("a red circle")
+    unknown = UNet(dataclasses.replace(bundle.diffusion.network.config, in_channels=10))
+    strange = dataclasses.replace(
+        bundle,
+        diffusion=dataclasses.replace(bundle.diffusion, network=unknown),
+        info=dataclasses.replace(bundle.info, task="text-to-image"),
+    )
+    with pytest.raises(RequestError, match="has 6 input channels for what no text gives"):
+        text_to_image(strange, GenerateRequest(prompt="a red circle"))
     beside = config.beside(data, bundle.autoencoder).examples(1).cond
     assert bundle.text is not None
     cond, uncond = (Conditioning(bundle.text.encode([t]).context, concat=beside.concat) for t in ("a red circle", ""))
@@ -117,9 +128,13 @@ def test_a_stopped_conditioned_run_goes_on_to_the_same_weights(
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_an_upscaler_has_the_published_layout_and_upscales(upscaler: tuple[Any, PictureSet, Path]) -> None:
+def test_an_upscaler_has_the_published_layout_and_upscales(
+    upscaler: tuple[Any, PictureSet, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     _, data, folder = upscaler
     path = folder / "model.safetensors"
+    assert command(["info", str(path)]) == 0
+    assert "upscaling" in capsys.readouterr().out
     model = langevin.load(path)
     assert model.info.task == "upscaling" and model.info.prediction.value == "v"
     config = model.bundle.diffusion.network.config
@@ -176,8 +191,13 @@ def test_what_cannot_be_upscaled_is_refused(upscaler: tuple[Any, PictureSet, Pat
         upscale(langevin.load(), picture, GenerateRequest(prompt="x"))
 
 
-def test_a_cascade_draws_small_and_then_large(cascaded: tuple[Any, PictureSet, Path]) -> None:
+def test_a_cascade_draws_small_and_then_large(
+    cascaded: tuple[Any, PictureSet, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     _, _, folder = cascaded
+    for name, words in (("model", "text-to-image"), ("upscaler", "upscaling")):
+        assert command(["info", str(folder / f"{name}.safetensors")]) == 0
+        assert words in capsys.readouterr().out
     base, large = (langevin.load(folder / f"{name}.safetensors") for name in ("model", "upscaler"))
     assert base.info.task == "text-to-image" and large.info.task == "upscaling"
     assert base.bundle.autoencoder is None and large.bundle.diffusion.network.config.in_channels == 6

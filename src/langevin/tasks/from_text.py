@@ -211,7 +211,9 @@ def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder |
     if bundle.text is None:
         raise RequestError(f"model {name} has no text encoder: give a whole text-to-image model")
     if bundle.autoencoder is not None and (more := further_channels(bundle)):
-        raise RequestError(f"model {name} has {more} input channels for what a text does not give: call its network")
+        raise RequestError(
+            f"model {name} has {more} input channels for what no text gives: call it from Python with a Conditioning"
+        )
     if request.prompt is None:
         raise RequestError("prompt is missing: say what to draw")
     if request.label is not None:

@@ -28,6 +28,7 @@ def depth_maps(data: PictureSet, folder: Path | None, size: int) -> Tensor:
     folder: a grey picture for each of the data set's, of the same name; values of any unit. None: drawn shapes, of
     which the larger is the nearer. Resized bicubically. Raises DataError where a map is missing or cannot be read.
     """
+    found: Iterator[Tensor]
     if folder is None:
         found = (_shapes_depth(placed, data.pictures.shape[-1]) for placed in _placed(data))
     else:
@@ -46,6 +47,7 @@ def class_maps(data: PictureSet, folder: Path | None, size: int, classes: int, p
     folder: a map for each of the data set's pictures, of the same name: see `to_classes`. None: drawn shapes, with the
     classes of SHAPE_CLASSES, and any further ones nowhere. Raises DataError where a map is missing or cannot be read.
     """
+    found: Iterator[Tensor]
     if folder is None:
         if classes < len(SHAPE_CLASSES):
             raise DataError(f"condition.classes {classes}: drawn shapes have {len(SHAPE_CLASSES)}")

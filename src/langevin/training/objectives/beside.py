@@ -69,7 +69,7 @@ class Hidden(Beside):
 
     def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
         images = self.data.images(indices, flipped)
-        masks = torch.stack([random_mask(*images.shape[-2:], g, self.whole_share) for g in streams])
+        masks = self._masks(images, streams)
         return self.conditioning(images, masks, streams)
 
     @torch.no_grad()
@@ -85,10 +85,13 @@ class Hidden(Beside):
 
     def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
         images = self.data.images(indices)
-        masks = torch.stack(
-            [random_mask(*images.shape[-2:], generator(0, "preview", i), self.whole_share) for i in indices]
-        )
+        masks = self._masks(images, [generator(0, "preview", i) for i in indices])
         return [images * (masks < 0.5)]
+
+    def _masks(self, images: Tensor, streams: Sequence[torch.Generator]) -> Tensor:
+        """B 1 H W, the first that each stream draws."""
+        height, width = images.shape[-2:]
+        return torch.stack([random_mask(height, width, g, self.whole_share) for g in streams])
 
 
 class Mapped(Beside):
