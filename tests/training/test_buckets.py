@@ -142,9 +142,10 @@ def test_pictures_lie_in_the_tensor_of_their_bucket(tmp_path: Path) -> None:
         _ = data.pictures
     assert data.squares([0, 1, 2], 32).shape == (3, 3, 32, 32)
     assert torch.equal(data.squares([4, 0], 32), data.images([4, 0]))
-    some = data.subset([3, 0, 2])
-    assert [r["caption"][-1] for r in some.records] == ["d", "a", "c"]
-    assert torch.equal(some.images([0]), data.images([3])) and torch.equal(some.images([2]), data.images([2]))
+    some = data.only({"caption": ("a picture a", "a picture b", "a picture d")})
+    assert [r["caption"][-1] for r in some.records] == ["a", "b", "d"] and some.bucket.tolist() == [0, 1, 1]
+    assert [tuple(p.shape) for p in some.parts] == [(1, 3, 32, 32), (2, 3, 24, 40)]
+    assert torch.equal(some.images([0]), data.images([0])) and torch.equal(some.images([2, 1]), data.images([3, 1]))
     assert data.fingerprint == read_data(tmp_path, BUCKETS).fingerprint
     assert data.fingerprint != read_data(tmp_path, BUCKETS.model_copy(update={"flip": 0.5})).fingerprint
 
@@ -247,7 +248,8 @@ def test_pictures_of_every_kind_are_read_right_and_each_bad_file_is_named_once(t
 
 
 TINY = [
-    "data.size=32", "data.include={}", "data.exclude={}", "data.fit=crop", "data.flip=0.5",
+    "data.size=32", "data.include={}", "data.exclude={}",
+    'diffusion.include={"caption": ["a picture b", "a picture c"]}', "data.fit=crop", "data.flip=0.5",
     'data.buckets={"grid": 8, "largest_ratio": 2}',
     "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]", "autoencoder.loop.steps=4",
     "autoencoder.loop.batch_size=2", "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2",

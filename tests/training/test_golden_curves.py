@@ -37,7 +37,8 @@ _LOOP = {
     "precision": "float32",
 }
 _EMOJI = [
-    "data.size=32", 'data.include={"split": ["train"]}', "data.exclude={}", "captions.article_share=0",
+    "data.size=32", 'data.include={"split": ["train"]}', "data.exclude={}", "diffusion.include={}",
+    "captions.article_share=0",
     "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]", "autoencoder.loop.batch_size=2",
     "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1", "clip.text.mlp_width=64",
     "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32", "clip.image.heads=2",

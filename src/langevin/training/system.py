@@ -51,7 +51,8 @@ class System(Config, ABC):
         """Train one stage in the folder `run/STAGE`."""
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator(self.seed, "weights", stage))))
         objective = self.objective(stage, data, run, device)
-        order = BucketOrder(self.seed, data.bucket) if len(data.parts) > 1 else None
+        seen: PictureSet = getattr(objective, "data", data)  # some of the pictures, perhaps
+        order = BucketOrder(self.seed, seen.bucket) if len(seen.parts) > 1 else None
         yield from train(
             objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume, order=order
         )

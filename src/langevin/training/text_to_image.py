@@ -200,10 +200,9 @@ class TextToImageConfig(System):
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
-        # Asked for in every stage: a choice that leaves nothing is to be refused before the first, not after it.
+        # Asked for in every stage: what leaves nothing, or cannot be opened, is refused before the first, not after it.
         denoised = data.only(self.diffusion.include) if self.diffusion.include else data
         if self.text_encoder is not None and stage != "diffusion":
-            # What is wrong with it is said before the first step.
             with torch.random.fork_rng(devices=[]):
                 open_pretrained(self.text_encoder, self.diffusion.network.context_channels or 0)
         match stage:

@@ -106,15 +106,20 @@ class PictureSet:
         """The pictures of a step's (epoch, index) pairs as they are to be seen, float32 B 3 H W in [-1, 1]."""
         return self.images([i for _, i in samples], self.flips(samples, seed))
 
-    def subset(self, indices: Sequence[int] | Tensor) -> PictureSet:
-        """Some of the samples; they keep the fingerprint of the whole."""
-        indices = torch.as_tensor(indices)
-        bucket = self.bucket[indices]
+    def only(self, include: Mapping[str, tuple[str, ...]]) -> PictureSet:
+        """The samples each of whose fields in `include` has one of the values. Raises DataError where none has."""
+        wanted = DataConfig(include=dict(include))
+        kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
+        if not kept:
+            raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
+        name = hashlib.sha256(f"{self.fingerprint} {json.dumps(include, sort_keys=True)}".encode()).hexdigest()
+        indices = torch.tensor(kept)
+        buckets, renumbered = self.bucket[indices].unique(return_inverse=True)
         return PictureSet(
-            [part[self.row[indices[bucket == i]]] for i, part in enumerate(self.parts)],
-            [self.records[i] for i in indices.tolist()],
-            self.fingerprint,
-            bucket=bucket,
+            [self.parts[b][self.row[indices[renumbered == i]]] for i, b in enumerate(buckets.tolist())],
+            [self.records[i] for i in kept],
+            name,
+            bucket=renumbered,
             flip=self.flip,
             keys=[self.keys[i] for i in indices.tolist()] if self.keys else (),
         )
