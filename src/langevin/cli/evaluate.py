@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -228,7 +229,7 @@ def _measured(
             wanted,
             folder=target.with_name(f"{target.stem}-pictures"),
             request=asked,
-            align=lambda *sets: alignment_figures(*sets, seed=wanted.seed),
+            align=partial(alignment_figures, seed=wanted.seed),
             about={"size": side, **{k: {n: list(v) for n, v in fields.items()} for k, fields in chosen.items()}},
             progress=show,
         )
