@@ -61,3 +61,17 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     add(tar, f"{key}.png", png(draw(shape, colour)))
                     add(tar, f"{key}.json", json.dumps(record).encode())
     return folder
+
+
+@pytest.fixture(scope="session")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every recipe can take: captioned pictures with a style, a split, a label and a box, without colours."""
+    folder = tmp_path_factory.mktemp("grey")
+    with tarfile.open(folder / "grey.tar", "w") as tar:
+        for i in range(24):
+            shape, shade = SHAPES[i % 3], ("black", "dimgray", "gray", "darkgray")[i % 4]
+            record = {"caption": f"{shade} {shape}", "style": "flat", "split": "train", "label": i % 3, "key": str(i)}
+            record |= {"things": [{"size": "large", "colour": shade, "shape": shape}], "boxes": [[0.5, 0.5, 0.25]]}
+            add(tar, f"{i}.png", png(draw(shape, shade)))
+            add(tar, f"{i}.json", json.dumps(record).encode())
+    return folder

@@ -1,4 +1,4 @@
-"""Every recipe is built, and run for a few steps on a small scale: its networks and data are made smaller, nothing else."""
+"""Every recipe is built, and run for a few steps on a small scale: only its networks and pictures are made smaller."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from langevin.training.run import run_recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_runs(name: str, shapes: Path, tmp_path: Path) -> None:
+def test_every_recipe_runs(name: str, grey: Path, tmp_path: Path) -> None:
     recipe = RECIPES[name]()
     config = recipe.smallest()
     assert type(config) is type(recipe) and list(config.loops) == list(recipe.loops)
-    run_recipe(name, config, shapes, tmp_path / "run", stages=list(config.loops), device="cpu", resume=False)
+    run_recipe(name, config, grey, tmp_path / "run", stages=list(config.loops), device="cpu", resume=False)
     for stage, loop in config.loops.items():
         rows = metrics.read(tmp_path / "run" / stage / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(1, loop.steps + 1))

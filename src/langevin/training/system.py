@@ -10,10 +10,11 @@ from typing import ClassVar, Self
 import torch
 from pydantic import Field
 
-from langevin.training.config import Config, LoopConfig, override
+from langevin.training.caching import CacheConfig
+from langevin.training.config import FREE, Config, LoopConfig, override
 from langevin.training.data import DataConfig, PictureSet
 from langevin.training.data.order import BucketOrder
-from langevin.training.loop import FREE, Objective, TrainingStep, train
+from langevin.training.loop import Objective, TrainingStep, train
 from langevin.training.randomness import generator
 
 
@@ -22,6 +23,7 @@ class System(Config, ABC):
 
     seed: int = Field(0, ge=0)
     data: DataConfig
+    cache: CacheConfig = CacheConfig()
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For each stage, the fields besides `seed`, `data` and its own on which its weights depend."""
@@ -29,8 +31,8 @@ class System(Config, ABC):
     """Fields, by their full names, on which no weights depend: they may change when a run is resumed."""
 
     trial: ClassVar[tuple[str, ...]] = ()
-    """What makes a recipe of this system so small that it runs in seconds, written as for `--set`: sizes of the networks
-    and of the pictures. The loops' lengths and which samples are wanted need not be named."""
+    """What makes a recipe of this system so small that it runs in seconds, written as for `--set`: networks' and
+    pictures' sizes. The loops' lengths and which samples are wanted need not be named."""
 
     @property
     @abstractmethod
@@ -70,4 +72,8 @@ class System(Config, ABC):
 
     def may_change(self, name: str) -> bool:
         """Whether a field, by its full name, may differ in a further sitting."""
-        return name in self.free or name in {f"{stage}.loop.{field}" for stage in self.loops for field in FREE}
+        return (
+            name.startswith("cache.")
+            or name in self.free
+            or name in {f"{stage}.loop.{field}" for stage in self.loops for field in FREE}
+        )

@@ -112,28 +112,24 @@ class PictureSet:
         kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
         if not kept:
             raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
-        name = hashlib.sha256(f"{self.fingerprint} {json.dumps(include, sort_keys=True)}".encode()).hexdigest()
-        indices = torch.tensor(kept)
+        some = self.subset(kept)
+        name = f"{self.fingerprint} {json.dumps(include, sort_keys=True)}"
+        some.fingerprint = hashlib.sha256(name.encode()).hexdigest()
+        return some
+
+    def subset(self, indices: Sequence[int] | Tensor) -> PictureSet:
+        """Some of the samples, in this order, without the buckets that none of them lies in; they keep the fingerprint
+        of the whole."""
+        indices = torch.as_tensor(indices)
         buckets, renumbered = self.bucket[indices].unique(return_inverse=True)
         return PictureSet(
             [self.parts[b][self.row[indices[renumbered == i]]] for i, b in enumerate(buckets.tolist())],
-            [self.records[i] for i in kept],
-            name,
+            [self.records[i] for i in indices.tolist()],
+            self.fingerprint,
             bucket=renumbered,
             flip=self.flip,
             keys=[self.keys[i] for i in indices.tolist()] if self.keys else (),
         )
-
-    def only(self, include: Mapping[str, tuple[str, ...]]) -> PictureSet:
-        """The samples each of whose fields in `include` has one of the values. Raises DataError where none has."""
-        wanted = DataConfig(include=dict(include))
-        kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
-        if not kept:
-            raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
-        some = self.subset(kept)
-        text = f"{self.fingerprint} {json.dumps(include, sort_keys=True)}"
-        some.fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        return some
 
     def some(self, count: int) -> Tensor:
         """Indices, int64 [count], of samples at equal distances in the fullest bucket."""

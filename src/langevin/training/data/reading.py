@@ -78,7 +78,7 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
         except DataError as error:
             unreadable.append(f"{sample.place}: {error}")
             continue
-        found[sample.key] = sample.record, np.asarray(image)
+        found[sample.key] = {"key": sample.key, **sample.record}, np.asarray(image)
     lines = [_printable(line) for line in unreadable]
     if not found:
         why = f"; {len(lines)} could not be read, the first: {lines[0]}" if lines else ""

@@ -15,6 +15,7 @@ from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.text import PromptEncoder
 from langevin.model.text_transformers import TransformersEncoder
+from langevin.training.caching import TextStates
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.beside import Beside
@@ -72,6 +73,7 @@ class DiffusionObjective:
         self.module: nn.Module = with_levels(model.network, self.denoising.levels).to(device)
         self.autoencoder = autoencoder
         self.text = text
+        self.states = None if text is None else TextStates(text, device)
         self.data = data
         self.latents = latents
         self.captions = captions
@@ -123,11 +125,9 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
-        """Text states, B L D; equal captions are encoded once."""
-        assert self.text is not None
-        distinct = list(dict.fromkeys(texts))
-        states = self.text.states(distinct)
-        return states[torch.tensor([distinct.index(t) for t in texts])]
+        """Text states, B L D; a caption that comes again is not encoded again while there is room."""
+        assert self.states is not None
+        return self.states.of(texts)
 
     def previewed(self) -> tuple[Conditioning, Conditioning, list[Tensor]]:
         """What previews are made of, with and without what guidance acts on, and rows of pictures to show above them.
