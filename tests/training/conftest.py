@@ -53,6 +53,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "keywords": [colour, shape, "geometry"],
                         "style": style,
                         "label": SHAPES.index(shape),
+                        "things": [{"size": "large", "colour": colour, "shape": shape}],
+                        "boxes": [[0.5, 0.5, 0.25]],
                         "split": "val" if (colour, shape) == ("red", "square") else "train",
                         "key": key,
                     }
@@ -63,13 +65,14 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every recipe can take: captioned pictures with a style, a split and a label, without colours."""
+    """What every recipe can take: captioned pictures with a style, a split, a label and a box, without colours."""
     folder = tmp_path_factory.mktemp("grey")
     with tarfile.open(folder / "grey.tar", "w") as tar:
         for i in range(24):
             shape, shade = SHAPES[i % 3], ("black", "dimgray", "gray", "darkgray")[i % 4]
             split = "val" if i % 6 == 5 else "train"
             record = {"caption": f"{shade} {shape}", "style": "flat", "split": split, "label": i % 3, "key": str(i)}
+            record |= {"things": [{"size": "large", "colour": shade, "shape": shape}], "boxes": [[0.5, 0.5, 0.25]]}
             add(tar, f"{i}.png", png(draw(shape, shade)))
             add(tar, f"{i}.json", json.dumps(record).encode())
     return folder

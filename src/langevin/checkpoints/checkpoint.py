@@ -147,7 +147,8 @@ def task_of(config: ModelConfig) -> Task:
     context, by whether there are classes."""
     if config.unet.context_channels is None:
         return "unconditional" if config.unet.num_classes is None else "class-to-image"
-    latent = config.autoencoder.latent_channels if config.autoencoder else config.unet.in_channels
+    pixels = config.unet.out_channels // (2 if config.learned_variance else 1)
+    latent = config.autoencoder.latent_channels if config.autoencoder else pixels
     match config.unet.in_channels - latent:
         case 1:
             return "depth"

@@ -146,16 +146,31 @@ def _ours(text: str) -> dict[str, Any]:
         prediction = data["prediction"]
         of_pixels = {"what": "a diffusion model of pixels"} if data["autoencoder"] is None else {}
         classes = [str(name) for name in data.get("classes", ())]
+        task = _our_task(data)
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"prediction": None, "prediction_from": f"{CONFIG_KEY} is damaged"}
     return {
         "family": {768: "sd1", 1024: "sd2"}.get(context, "custom"),
+        "task": task,
         "prediction": prediction,
         "prediction_from": f"the file's {CONFIG_KEY}",
         "size": size,
         **of_pixels,
         **({"classes": classes} if classes else {}),
     }
+
+
+def _our_task(data: dict[str, Any]) -> str:
+    """As the loader tells it from a configuration (`checkpoint.task_of`), without torch."""
+    unet, vae = data["unet"], data["autoencoder"]
+    if unet["context_channels"] is None:
+        return "unconditional" if unet["num_classes"] is None else "class-to-image"
+    pixels = unet["out_channels"] // (2 if data["learned_variance"] else 1)
+    latent = pixels if vae is None else vae["latent_channels"]
+    other = unet["in_channels"] - latent
+    if other == latent + 1:
+        return "inpainting"
+    return "upscaling" if other == 3 and unet["num_classes"] is not None else {1: "depth"}.get(other, "text-to-image")
 
 
 def _lora(file: TensorFile) -> dict[str, Any]:

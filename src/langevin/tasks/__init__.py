@@ -13,17 +13,32 @@ if TYPE_CHECKING:
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
     from langevin.tasks.runner import Result, Run, run
+    from langevin.tasks.upscaling import Cascaded, cascade, upscale
 
-__all__ = ["GenerateRequest", "ModelOptions", "Plan", "Result", "Run", "run", "text_to_image"]
+__all__ = [
+    "Cascaded",
+    "GenerateRequest",
+    "ModelOptions",
+    "Plan",
+    "Result",
+    "Run",
+    "cascade",
+    "run",
+    "text_to_image",
+    "upscale",
+]
 
 _WHERE = {
+    "Cascaded": "langevin.tasks.upscaling",
     "GenerateRequest": "langevin.tasks.request",
     "ModelOptions": "langevin.tasks.request",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
     "Run": "langevin.tasks.runner",
+    "cascade": "langevin.tasks.upscaling",
     "run": "langevin.tasks.runner",
     "text_to_image": "langevin.tasks.from_text",
+    "upscale": "langevin.tasks.upscaling",
 }
 
 

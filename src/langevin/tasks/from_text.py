@@ -20,11 +20,12 @@ from langevin.diffusion.samplers import SAMPLERS
 from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import ModelBundle
+from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
 from langevin.model.text import PromptEncoder
-from langevin.tasks.labels import encode_label, pixel_channels
+from langevin.tasks.labels import encode_label, further_channels, pixel_channels
 from langevin.tasks.manifest import describe
 from langevin.tasks.options import show
 from langevin.tasks.plan import Decode, Plan
@@ -48,8 +49,25 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
     Every default is filled in and every seed fixed (`plan.request`), prompts are encoded once, and the starting noise
     is drawn. Raises RequestError where the model cannot do what is asked.
     """
-    bundle = model if isinstance(model, ModelBundle) else model.bundle
-    autoencoder, text = _parts(bundle, request)
+    bundle = bundle_of(model)
+    return plan_pictures(bundle, *_parts(bundle, request), request)
+
+
+def bundle_of(model: ModelBundle | HoldsBundle) -> ModelBundle:
+    return model if isinstance(model, ModelBundle) else model.bundle
+
+
+def plan_pictures(
+    bundle: ModelBundle,
+    autoencoder: Autoencoder | None,
+    text: PromptEncoder | None,
+    request: GenerateRequest,
+    beside: Conditioning | None = None,
+) -> Plan:
+    """The plan of a request that fits the model. autoencoder, text: the model's own, where it has them.
+
+    beside: `concat` and `labels` of one image, which every picture is given with and without the text.
+    """
     request = completed(request, bundle)
     numbers = run_numbers(bundle.diffusion, request)
     diffusion = replace(bundle.diffusion, times=numbers.times)
@@ -58,6 +76,8 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
     else:
         with torch.no_grad():
             texts = encode_prompts(text, next(diffusion.network.parameters()), request, numbers.sigmas)
+    if beside is not None:
+        texts = texts.beside(beside)
     seeds = request.image_seeds()
     width, height = request.width or 0, request.height or 0
     f = 1 if autoencoder is None else autoencoder.downsampling
@@ -182,15 +202,18 @@ def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, An
 
 
 def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, PromptEncoder | None]:
-    """Both, or neither with a model of pixels."""
+    """The autoencoder, None for a model of pixels, and the text encoder, None for one of classes or of nothing."""
     name = bundle.info.name
-    if bundle.info.task in ("class-to-image", "unconditional") and bundle.autoencoder is None:
-        return None, None
+    if bundle.info.task in ("class-to-image", "unconditional"):
+        return bundle.autoencoder, None
     if bundle.info.task != "text-to-image":
         raise RequestError(f"model {name} is for {bundle.info.task}: give a text-to-image model")
-    if bundle.text is None or bundle.autoencoder is None:
-        missing = "text encoder" if bundle.text is None else "autoencoder"
-        raise RequestError(f"model {name} has no {missing}: give a whole text-to-image model")
+    if bundle.text is None:
+        raise RequestError(f"model {name} has no text encoder: give a whole text-to-image model")
+    if bundle.autoencoder is not None and (more := further_channels(bundle)):
+        raise RequestError(
+            f"model {name} has {more} input channels for what no text gives: call it from Python with a Conditioning"
+        )
     if request.prompt is None:
         raise RequestError("prompt is missing: say what to draw")
     if request.label is not None:

@@ -59,11 +59,17 @@ def find_label(bundle: ModelBundle, label: str | int | None) -> int:
 
 
 def pixel_channels(bundle: ModelBundle) -> int:
-    """1 for grey pictures, 3 for colours. Raises RequestError for a network of others: nothing decodes them."""
-    channels = _config(bundle).in_channels
+    """1 for grey pictures, 3 for colours. Raises RequestError for other networks, whose latents nothing decodes."""
+    channels = _config(bundle).out_channels // (2 if bundle.diffusion.learned_variance else 1)
     if channels not in (1, 3):
         raise RequestError(f"model {bundle.info.name} has {channels} channels and no autoencoder: give a whole model")
     return channels
+
+
+def further_channels(bundle: ModelBundle) -> int:
+    """How many input channels the network has beside those of the latent."""
+    latent = bundle.autoencoder.latent_channels if bundle.autoencoder else pixel_channels(bundle)
+    return _config(bundle).in_channels - latent
 
 
 def _config(bundle: ModelBundle) -> UNetConfig:

@@ -30,6 +30,14 @@ class Texts:
     ids."""
     notices: tuple[str, ...]
 
+    def beside(self, given: Conditioning) -> Texts:
+        """The same with `given`'s further channels and labels, with and without the text."""
+
+        def joined(cond: Conditioning) -> Conditioning:
+            return replace(cond, concat=given.concat, labels=given.labels)
+
+        return replace(self, conditionings=[(start, joined(c), joined(u)) for start, c, u in self.conditionings])
+
     def float32(self) -> Texts:
         """The same for a float32 network."""
         return replace(

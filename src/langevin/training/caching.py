@@ -89,28 +89,29 @@ def cached_latents(
     device: str,
     config: CacheConfig,
     run: Path,
-    bucket: int = 0,
+    indices: Tensor | None = None,
     *,
     mirrored: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`encode_all` of one bucket's pictures, or of their mirror images, through the cache: the same numbers, to the bit
-    where they are made with the same number of threads."""
+    """`encode_all` of the data set, or of some of its pictures of one size, through the cache: the same numbers, to
+    the bit where they are made with the same number of threads."""
     folder = run / "cache" if config.folder is None else Path(config.folder)
     spread = None
     if config.cluster is not None:
         from langevin.training.cluster import over_cluster
 
         spread = over_cluster(config.cluster, device)
-
-    pictures = data.parts[bucket]
+    chosen = data if indices is None else data.subset(indices)
 
     def piece(start: int, end: int) -> PictureSet:
-        return PictureSet(pictures[start:end], [{}] * (end - start), data.fingerprint)
+        return chosen.subset(range(start, end))
 
     work = partial(_encode, network, device, mirrored)
-    pixels = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()  # `data` may be a part of a set
-    key = weights_key(network, "mirrored latents" if mirrored else "latents", pixels)
-    found = cached(folder, key, len(pictures), piece, work, spread)
+    digest = hashlib.sha256()  # `data` may be a part of a set
+    for part in chosen.parts:
+        digest.update(part.numpy().tobytes())
+    facts = (digest.hexdigest(), *(["mirrored"] if mirrored else []))
+    found = cached(folder, weights_key(network, "latents", *facts), len(chosen), piece, work, spread)
     return found["mean"], found["deviation"]
 
 

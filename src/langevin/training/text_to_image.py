@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
 from langevin.checkpoints.clip_files import ClipConfig, write_clip
 from langevin.checkpoints.memory import checkpoint_of
@@ -24,17 +26,21 @@ from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
 from langevin.networks.unet import UNet, UNetConfig
+from langevin.training.caching import cached_latents
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
 from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
+from langevin.training.objectives.adversarial import AdversarialConfig, with_discriminator
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
+from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.clip import ClipObjective
 from langevin.training.objectives.denoising import DenoisingConfig, with_levels
 from langevin.training.objectives.diffusion import DiffusionObjective
 from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.levels import make_levels
+from langevin.training.objectives.perceptual import PerceptualConfig, load_image_tower, make_perceptual
 from langevin.training.pretrained_text import PretrainedText, open_pretrained
 from langevin.training.randomness import generator
 from langevin.training.system import System
@@ -46,7 +52,31 @@ class AutoencoderStage(Config):
     """Weight of the Kullback-Leibler term, mean over latent elements, beside the mean absolute error of pixels."""
     edge_weight: float = Field(1.0, ge=0)
     """Weight of the mean absolute error of differences between neighbouring pixels."""
+    perceptual: PerceptualConfig | None = None
+    """A further term on the features of a frozen network. null: none."""
+    adversarial: AdversarialConfig | None = None
+    """A discriminator that trains beside the autoencoder. null: none."""
     loop: LoopConfig
+
+    @model_validator(mode="after")
+    def _discriminates(self) -> AutoencoderStage:
+        if self.adversarial is not None and self.adversarial.network.in_channels != self.network.in_channels:
+            raise ValueError(
+                f"adversarial.network.in_channels {self.adversarial.network.in_channels} is not network.in_channels "
+                f"{self.network.in_channels}"
+            )
+        return self
+
+    @property
+    def needs_own_clip(self) -> bool:
+        """Whether the run's own CLIP has to be trained first."""
+        return self.perceptual is not None and self.perceptual.needs_own_clip
+
+    def trained(self, run: Path) -> AutoencoderKL:
+        """The averaged weights of the stage in a run folder. CheckpointError where there are none."""
+        codec = AutoencoderKL(self.network)
+        load_ema(run / "autoencoder" / "checkpoints", with_discriminator(codec, self.adversarial))
+        return codec
 
 
 class ClipStage(Config):
@@ -69,6 +99,17 @@ class DiffusionStage(DenoisingConfig):
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
     loop: LoopConfig
+
+
+class HasClip(Protocol):
+    """A system with a stage "clip"."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def captions(self) -> CaptionConfig: ...
+    @property
+    def clip(self) -> ClipStage: ...
 
 
 class TextToImageConfig(System):
@@ -98,8 +139,26 @@ class TextToImageConfig(System):
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
-        loops = {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
-        return {name: loop for name, loop in loops.items() if name != "clip" or self.text_encoder is None}
+        first = ("clip", "autoencoder") if self.autoencoder.needs_own_clip else ("autoencoder", "clip")
+        stages = [stage for stage in first if stage != "clip" or self.text_encoder is None]
+        return {stage: getattr(self, stage).loop for stage in (*stages, "diffusion")}
+
+    def depends(self, stage: str) -> frozenset[str]:
+        own = {"captions", "clip"} if stage == "autoencoder" and self.autoencoder.needs_own_clip else set()
+        return super().depends(stage) | own
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Of the denoiser's noise levels."""
+        return NoiseSchedule.scaled_linear()
+
+    def beside(self, data: PictureSet, autoencoder: Autoencoder) -> Beside | None:
+        """What the denoiser has in further input channels: nothing."""
+        return None
+
+    def channels_beside(self) -> tuple[int, int | None]:
+        """How many further input channels the denoiser has, and its `num_classes`."""
+        return 0, None
 
     @model_validator(mode="after")
     def _fits(self) -> TextToImageConfig:
@@ -115,15 +174,24 @@ class TextToImageConfig(System):
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
                 f"clip.text.width {self.clip.text.width}"
             )
+        if self.autoencoder.needs_own_clip and self.text_encoder is not None:
+            raise ValueError(
+                "autoencoder.perceptual.files: with a text_encoder no CLIP is trained, name another's file"
+            )
+        if self.autoencoder.adversarial is not None:
+            least = self.autoencoder.adversarial.network.least_size
+            if self.data.size < least:
+                raise ValueError(f"data.size {self.data.size} is below the {least} that the discriminator takes")
         latent = self.autoencoder.network.latent_channels
+        beside, classes = self.channels_beside()
         for name, value, other, wanted in (
             ("autoencoder.network.in_channels", self.autoencoder.network.in_channels, "an RGB picture's", 3),
             ("clip.image.in_channels", self.clip.image.in_channels, "an RGB picture's", 3),
             ("clip.image.image_size", self.clip.image.image_size, "data.size", self.data.size),
             ("clip.image.projection", self.clip.image.projection, "clip.text.projection", self.clip.text.projection),
-            ("diffusion.network.in_channels", self.diffusion.network.in_channels, "latent_channels", latent),
+            ("diffusion.network.in_channels", self.diffusion.network.in_channels, _words(beside), latent + beside),
             ("diffusion.network.out_channels", self.diffusion.network.out_channels, "latent_channels", latent),
-            ("diffusion.network.num_classes", self.diffusion.network.num_classes, "what captions need,", None),
+            ("diffusion.network.num_classes", self.diffusion.network.num_classes, "what is needed here,", classes),
         ):
             if value != wanted:
                 raise ValueError(f"{name} {value} is not {other} {wanted}")
@@ -141,18 +209,16 @@ class TextToImageConfig(System):
                 open_pretrained(self.text_encoder, self.diffusion.network.context_channels or 0)
         match stage:
             case "autoencoder":
-                part = self.autoencoder
-                return AutoencoderObjective(
-                    AutoencoderKL(part.network),
+                return autoencoder_objective(
+                    self.autoencoder,
                     data,
                     seed=self.seed,
-                    kl_weight=part.kl_weight,
-                    edge_weight=part.edge_weight,
                     device=device,
+                    own_tower=lambda: load_image_tower(run, self.clip.image, self.clip.loop.steps),
                 )
             case "clip":
                 tokenizer = train_tokenizer(self, data)
-                network = Clip(ClipText(_text_config(self, tokenizer)), ClipImage(self.clip.image))
+                network = Clip(ClipText(text_config(self, tokenizer)), ClipImage(self.clip.image))
                 return ClipObjective(network, tokenizer, data, self.captions, seed=self.seed, device=device)
             case "diffusion":
                 return _diffusion_objective(self, data, denoised, run, device)
@@ -161,14 +227,51 @@ class TextToImageConfig(System):
 
     def finish(self, data: PictureSet, run: Path) -> Path:
         """`run/model.safetensors`: averaged weights in float16, single-file layout, architecture and vocabulary as
-        metadata. Beside it `run/clip.safetensors`: both towers of CLIP, by which pictures are measured."""
-        save_clip(self, data, run)
+        metadata. Beside it `run/clip.safetensors`: both towers of CLIP, where they were trained, by which pictures are
+        measured."""
+        if "clip" in self.loops:
+            save_clip(self, data, run)
         path = run / "model.safetensors"
-        write_original(checkpoint_of(load_trained(self, data, run)), path, dtype="F16", overwrite=True)
+        bundle = load_trained(self, data, run)
+        bundle.extras = self.tables()
+        write_original(checkpoint_of(bundle), path, dtype="F16", overwrite=True)
         return path
 
+    def tables(self) -> dict[str, Tensor]:
+        """What the finished file holds beside the networks: nothing."""
+        return {}
 
-def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
+
+def autoencoder_objective(
+    part: AutoencoderStage,
+    data: PictureSet,
+    *,
+    seed: int,
+    device: str,
+    own_tower: Callable[[], tuple[ClipImage, str]] | None = None,
+) -> AutoencoderObjective:
+    """The autoencoder stage of any system. own_tower: loads the run's own CLIP image tower, of a system that has one.
+
+    Raises CheckpointError where what the perceptual term needs is not there.
+    """
+    network = AutoencoderKL(part.network)
+    perceptual = None
+    if part.perceptual is not None:
+        size = min(min(pictures.shape[-2:]) for pictures in data.parts)
+        perceptual = make_perceptual(part.perceptual, own_tower, size, device)
+    return AutoencoderObjective(
+        network,
+        data,
+        seed=seed,
+        kl_weight=part.kl_weight,
+        edge_weight=part.edge_weight,
+        device=device,
+        perceptual=perceptual,
+        adversarial=part.adversarial,
+    )
+
+
+def train_tokenizer(config: HasClip, data: PictureSet) -> Tokenizer:
     """The vocabulary of the captions: four of each record's rephrasings."""
     texts = [
         caption(record, config.captions, generator(config.seed, "vocabulary", i, k))
@@ -179,10 +282,10 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
 
 
-def save_clip(config: TextToImageConfig, data: PictureSet, run: Path) -> Path:
+def save_clip(config: HasClip, data: PictureSet, run: Path) -> Path:
     """Write `run/clip.safetensors`, both towers with the averaged weights, from the finished stage "clip" of a run."""
     tokenizer = train_tokenizer(config, data)
-    text = _text_config(config, tokenizer)
+    text = text_config(config, tokenizer)
     clip = Clip(ClipText(text), ClipImage(config.clip.image))
     load_ema(run / "clip" / "checkpoints", clip)
     path = run / "clip.safetensors"
@@ -192,23 +295,21 @@ def save_clip(config: TextToImageConfig, data: PictureSet, run: Path) -> Path:
 
 def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_denoiser: bool = False) -> ModelBundle:
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
-    codec = AutoencoderKL(config.autoencoder.network)
-    load_ema(run / "autoencoder" / "checkpoints", codec)
+    codec = config.autoencoder.trained(run)
     text: PromptEncoder
     if config.text_encoder is not None:
         text = open_pretrained(config.text_encoder, config.diffusion.network.context_channels or 0)
     else:
         tokenizer = train_tokenizer(config, data)
-        tower = ClipText(_text_config(config, tokenizer))
+        tower = ClipText(text_config(config, tokenizer))
         load_ema(run / "clip" / "checkpoints", Clip(tower, ClipImage(config.clip.image)))
         text = TextEncoder(tower, tokenizer)
     part = config.diffusion
     network = UNet(part.network)
-    schedule = NoiseSchedule.scaled_linear()
     if not new_denoiser:
-        load_ema(run / "diffusion" / "checkpoints", with_levels(network, make_levels(part.levels, schedule)))
+        load_ema(run / "diffusion" / "checkpoints", with_levels(network, make_levels(part.levels, config.schedule)))
     return ModelBundle(
-        diffusion=DiffusionModel(network, schedule, part.prediction),
+        diffusion=DiffusionModel(network, config.schedule, part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
         text=text,
         info=CheckpointInfo(
@@ -231,7 +332,12 @@ def latent_scale(codec: AutoencoderKL, data: PictureSet) -> float:
     return float(f"{1 / torch.sqrt(mean.var() + (deviation**2).mean()):.5g}")
 
 
-def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextConfig:
+def _words(beside: int) -> str:
+    return f"latent_channels and {beside} more," if beside else "latent_channels"
+
+
+def text_config(config: HasClip, tokenizer: Tokenizer) -> ClipTextConfig:
+    """The text tower for the vocabulary that was found."""
     return dataclasses.replace(config.clip.text, vocabulary=len(tokenizer), eos_token=tokenizer.eos)
 
 
@@ -248,7 +354,8 @@ def _diffusion_objective(
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    latents = Latents(codec.network, denoised, device, config.cache, run)
+    encode = partial(cached_latents, codec.network, denoised, device, config.cache, run)
+    latents = Latents(codec.network, denoised, device, encode)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,
@@ -262,4 +369,5 @@ def _diffusion_objective(
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,
+        beside=config.beside(denoised, codec),
     )

@@ -33,6 +33,7 @@ class PictureSet:
         *,
         bucket: Sequence[int] | Tensor | None = None,
         flip: float = 0.0,
+        keys: Sequence[str] = (),
     ) -> None:
         """pictures: uint8 N 3 H W; with `bucket`, which says for each sample in which it lies, one tensor a bucket,
         each with its samples in their order. flip: the share of views that are mirrored."""
@@ -45,6 +46,8 @@ class PictureSet:
         """SHA-256 over keys and pixels: says whether two runs saw the same data."""
         self.unreadable = unreadable
         """One line for each file or member that could not be read, with the reason."""
+        self.keys = keys
+        """What each picture is called in its data set: a path, or a name in a shard."""
         self.bucket = torch.zeros(len(records), dtype=torch.int64) if bucket is None else torch.as_tensor(bucket)
         """int64 [N]: which of `parts` each sample lies in."""
         self.flip = flip
@@ -109,15 +112,23 @@ class PictureSet:
         kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
         if not kept:
             raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
-        name = hashlib.sha256(f"{self.fingerprint} {json.dumps(include, sort_keys=True)}".encode()).hexdigest()
-        indices = torch.tensor(kept)
+        some = self.subset(kept)
+        name = f"{self.fingerprint} {json.dumps(include, sort_keys=True)}"
+        some.fingerprint = hashlib.sha256(name.encode()).hexdigest()
+        return some
+
+    def subset(self, indices: Sequence[int] | Tensor) -> PictureSet:
+        """Some of the samples, in this order, without the buckets that none of them lies in; they keep the fingerprint
+        of the whole."""
+        indices = torch.as_tensor(indices)
         buckets, renumbered = self.bucket[indices].unique(return_inverse=True)
         return PictureSet(
             [self.parts[b][self.row[indices[renumbered == i]]] for i, b in enumerate(buckets.tolist())],
-            [self.records[i] for i in kept],
-            name,
+            [self.records[i] for i in indices.tolist()],
+            self.fingerprint,
             bucket=renumbered,
             flip=self.flip,
+            keys=[self.keys[i] for i in indices.tolist()] if self.keys else (),
         )
 
     def some(self, count: int) -> Tensor:

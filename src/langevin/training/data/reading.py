@@ -95,7 +95,8 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
         digest.update(repr((bucket, [tuple(part.shape) for part in parts], config.flip)).encode())
     for part in parts:
         digest.update(part.numpy().tobytes())
-    return PictureSet(parts, [found[k][0] for k in keys], digest.hexdigest(), lines, bucket=bucket, flip=config.flip)
+    records = [found[k][0] for k in keys]
+    return PictureSet(parts, records, digest.hexdigest(), lines, bucket=bucket, flip=config.flip, keys=keys)
 
 
 def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:

@@ -174,7 +174,8 @@ def draw_scene(placed: tuple[Placed, ...], size: int = 64) -> Image.Image:
 def write_shapes(folder: Path, count: int, *, seed: int = 0, size: int = 64, held_out: bool = False) -> Path:
     """Write the first `count` scenes as one WebDataset shard that `langevin train` reads; the same bytes each time.
 
-    The record holds `caption`, `split` ("train" or "held-out"), `things` and `relation`. Returns the shard's path.
+    The record holds `caption`, `split` ("train" or "held-out"), `things`, `relation`, and for each thing its box in
+    `boxes`: x and y of the centre and half the width, as shares of the picture's. Returns the shard's path.
     """
     split = "held-out" if held_out else "train"
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +190,7 @@ def write_shapes(folder: Path, count: int, *, seed: int = 0, size: int = 64, hel
                 "split": split,
                 "things": [thing._asdict() for thing in scene.things],
                 "relation": scene.relation,
+                "boxes": [[p.x, p.y, p.radius] for p in placed],
             }
             key = f"shapes-{split}-{seed}-{index:08d}"
             _add(tar, f"{key}.png", picture.getvalue())

@@ -1,4 +1,5 @@
-"""The KL autoencoder: reconstruction + Kullback-Leibler (Rombach et al. 2022, section 3.1 and appendix G)."""
+"""The KL autoencoder: reconstruction + Kullback-Leibler (Rombach et al. 2022, section 3.1 and appendix G), and, where
+they are wanted, a perceptual and an adversarial term."""
 
 from __future__ import annotations
 
@@ -12,25 +13,44 @@ from torch import Tensor, nn
 from langevin.images.grids import save_grid
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.training.data import PictureSet
+from langevin.training.objectives.adversarial import Adversarial, AdversarialConfig, Adversaries, with_discriminator
+from langevin.training.objectives.perceptual import Perceptual
 from langevin.training.randomness import normal, sample_generators
 
 
 class AutoencoderObjective:
     """L1 on the pixels and on their differences to the neighbours, and a small KL that keeps latents near a Gaussian.
 
-    The differences weigh edges, on which the eye judges flat drawings, and need no network of features.
+    The differences weigh edges, on which the eye judges flat drawings, and need no network of features. A perceptual
+    term measures the error in the features of a frozen network; a discriminator, which trains beside, tells whether
+    patches look like pictures at all. `module` is the network itself, or with a discriminator both.
     """
 
     def __init__(
-        self, network: AutoencoderKL, data: PictureSet, *, seed: int, kl_weight: float, edge_weight: float, device: str
+        self,
+        network: AutoencoderKL,
+        data: PictureSet,
+        *,
+        seed: int,
+        kl_weight: float,
+        edge_weight: float,
+        device: str,
+        perceptual: Perceptual | None = None,
+        adversarial: AdversarialConfig | None = None,
     ) -> None:
-        self.module: nn.Module = network.to(device)
+        self.module: nn.Module = with_discriminator(network, adversarial).to(device)
         self.network = network
         self.data = data
         self.seed = seed
         self.kl_weight = kl_weight
         self.edge_weight = edge_weight
         self.device = device
+        self.perceptual = perceptual
+        self.adversarial_config = adversarial
+        self.adversarial: Adversarial | None = None
+        if adversarial is not None:
+            assert isinstance(self.module, Adversaries)
+            self.adversarial = Adversarial(self.module.discriminator, adversarial.weight, adversarial.start)
 
     @property
     def count(self) -> int:
@@ -38,7 +58,16 @@ class AutoencoderObjective:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"data": self.data.fingerprint, "kl_weight": self.kl_weight, "edge_weight": self.edge_weight}
+        facts: dict[str, Any] = {
+            "data": self.data.fingerprint,
+            "kl_weight": self.kl_weight,
+            "edge_weight": self.edge_weight,
+        }
+        if self.perceptual is not None:
+            facts["perceptual"] = self.perceptual.facts
+        if self.adversarial_config is not None:
+            facts["adversarial"] = self.adversarial_config.model_dump(mode="json")
+        return facts
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = self.data.views(samples, self.seed).to(self.device)
@@ -47,19 +76,32 @@ class AutoencoderObjective:
         noise = normal(sample_generators(self.seed, "posterior", step, samples), mean.shape[1:]).to(mean)
         output = self.network.decode(mean + torch.exp(0.5 * logvar) * noise).float()
         pixel = F.l1_loss(output, images)
-        edge = sum(F.l1_loss(torch.diff(output, dim=d), torch.diff(images, dim=d)) for d in (2, 3))
+        edge = torch.as_tensor(sum(F.l1_loss(torch.diff(output, dim=d), torch.diff(images, dim=d)) for d in (2, 3)))
         # KL(q || N(0, 1)) of a diagonal Gaussian, mean over the latent's elements.
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         psnr = -10 * torch.log10(F.mse_loss(output.detach().clamp(-1, 1), images) / 4)
-        loss = pixel + self.edge_weight * edge + self.kl_weight * kl
-        return loss, {"l1": pixel.detach(), "edge": torch.as_tensor(edge).detach(), "kl": kl.detach(), "psnr": psnr}
+        figures = {"l1": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr": psnr}
+        reconstruction = pixel + self.edge_weight * edge
+        if self.perceptual is not None:
+            distance = self.perceptual.distance(output, images).mean()
+            reconstruction = reconstruction + self.perceptual.weight * distance
+            figures["perceptual"] = distance.detach()
+        loss = reconstruction + self.kl_weight * kl
+        if self.adversarial is not None and step >= self.adversarial.start:
+            terms = self.adversarial.terms(images, output, reconstruction, self.network.decoder.conv_out.weight)
+            loss = loss + terms.generator + terms.discriminator
+            figures |= terms.figures
+        elif self.adversarial is not None:
+            figures |= self.adversarial.idle(pixel.detach())
+        return loss, figures
 
     @torch.no_grad()
     def preview(self, module: nn.Module, path: Path) -> None:
         """Eight pictures above their reconstructions from the latent mean."""
-        assert isinstance(module, AutoencoderKL)
+        codec = module.codec if isinstance(module, Adversaries) else module
+        assert isinstance(codec, AutoencoderKL)
         images = self.data.images(self.data.some(8)).to(self.device)
-        save_grid(path, torch.cat([images, module.decode(module.moments(images)[0])]), columns=8)
+        save_grid(path, torch.cat([images, codec.decode(codec.moments(images)[0])]), columns=8)
 
 
 @torch.no_grad()

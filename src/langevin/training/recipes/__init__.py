@@ -7,13 +7,26 @@ from collections.abc import Callable, Mapping
 from langevin.training.recipes.classifier_fashion import classifier_fashion
 from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
+from langevin.training.recipes.emoji_cascade import emoji_cascade
+from langevin.training.recipes.emoji_inpainting import emoji_inpainting
+from langevin.training.recipes.emoji_sharp import emoji_sharp
+from langevin.training.recipes.emoji_upscaler import emoji_upscaler
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
+from langevin.training.recipes.latent_fashion import latent_fashion
 from langevin.training.recipes.shapes import shapes
+from langevin.training.recipes.shapes_maps import shapes_depth, shapes_semantic
 from langevin.training.recipes.v_shapes import v_shapes
 from langevin.training.system import System
 
 RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
+    "emoji-sharp": emoji_sharp,
+    "emoji-inpainting": emoji_inpainting,
+    "emoji-upscaler": emoji_upscaler,
+    "emoji-cascade": emoji_cascade,
+    "shapes-depth": shapes_depth,
+    "shapes-semantic": shapes_semantic,
+    "latent-fashion": latent_fashion,
     "shapes": shapes,
     "classifier-fashion": classifier_fashion,
     "ddpm-fashion": ddpm_fashion,
