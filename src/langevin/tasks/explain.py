@@ -132,6 +132,8 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     with torch.no_grad():
         for _ in plan.sampler(denoiser, plan.x[first], plan.sigmas, plan.noise.select(first)):
             pass
+    text = bundle.text
+    assert text is None or isinstance(text, TextEncoder)  # or it was refused above
     prediction = checkpoint.config.prediction
     unsaid = [] if prediction else ["the file does not say what the network predicts: generating probes the weights"]
     return Explanation(
@@ -141,8 +143,8 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
             **plan.request.model_dump(mode="json"),
             **request.model_dump(mode="json", include={"seed", "seeds", "count"}),
         },
-        prompt=_texts(request.prompt or "", plan, bundle.text),
-        negative=_texts(request.negative, plan, bundle.text),
+        prompt=_texts(request.prompt or "", plan, text),
+        negative=_texts(request.negative, plan, text),
         sigmas=tuple(plan.sigmas.tolist()),
         timesteps=tuple(plan.record["timesteps"]),
         prior_scale=run_numbers(bundle.diffusion, plan.request).prior_scale,

@@ -63,7 +63,7 @@ class Adversarial:
     weight: float
     start: int
 
-    def terms(self, real: Tensor, output: Tensor, reconstruction: Tensor, last: nn.Parameter) -> Terms:
+    def terms(self, real: Tensor, output: Tensor, reconstruction: Tensor, last: Tensor) -> Terms:
         """real, output: B C H W in [-1, 1]. reconstruction: the loss whose gradient at `last`, the decoder's last
         layer, the generator's gradient is matched to."""
         # Frozen: the same numbers, but nothing that a gradient could reach. Not `requires_grad_(False)`, which would
@@ -90,7 +90,7 @@ class Adversarial:
         return dict.fromkeys(names, torch.zeros_like(like))
 
 
-def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: nn.Parameter) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, generator: Tensor, last: Tensor) -> Tensor:
     """`|d reconstruction / d last| / (|d generator / d last| + 1e-4)`, at most 10,000 (equation 7). A constant."""
     with torch.autocast(last.device.type, enabled=False):
         (a,) = torch.autograd.grad(reconstruction, last, retain_graph=True)

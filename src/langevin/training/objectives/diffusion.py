@@ -135,7 +135,8 @@ class DiffusionObjective:
         With `beside`, an empty prompt stands for the caption of the example that it comes with.
         """
         texts = list(self.preview_prompts)
-        given, shown = Conditioning(), []
+        given = Conditioning()
+        shown: list[Tensor] = []
         if self.beside is not None:
             indices, given, shown = self.beside.examples(len(texts))
             texts = [t or str(self.data.records[i]["caption"]) for t, i in zip(texts, indices, strict=True)]
