@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, model_validator
@@ -35,6 +35,14 @@ class ClassifierStage(Config):
 
 class ClassifierSystem(System):
     classifier: ClassifierStage
+
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=16",
+        "classifier.network.size=16",
+        "classifier.network.widths=[8, 16]",
+        "classifier.network.features=8",
+        'classifier.held_out={"label": ["0"]}',
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifierSystem:
