@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -120,10 +121,11 @@ def test_samples_are_moved_and_mirrored_by_their_own_stream(bars: Path) -> None:
     assert {row[8] - 8 for row in rising} == {-2.0, -1.0, 0.0, 1.0, 2.0}
 
 
-def test_unfit_data_is_refused(bars: Path, shapes: Path) -> None:
-    with pytest.raises(DataError, match="has no label: a classifier needs class folders"):
-        Split(read_data(shapes, DataConfig(size=16)), {"split": ("val",)})
+def test_unfit_data_is_refused(bars: Path) -> None:
     data = read_data(bars, DataConfig(size=16))
+    unlabelled = dataclasses.replace(data, records=[{"caption": "a bar", "split": "t10k"}] * len(data))
+    with pytest.raises(DataError, match="has no label: a classifier needs class folders"):
+        Split(unlabelled, {"split": ("t10k",)})
     with pytest.raises(DataError, match="no picture would be held out"):
         Split(data, {"split": ("test",)})
     with pytest.raises(DataError, match="no picture would be held out"):

@@ -36,7 +36,13 @@ class ClassifierStage(Config):
 class ClassifierSystem(System):
     classifier: ClassifierStage
 
-    trial: ClassVar[tuple[str, ...]] = ('classifier.held_out={"split": ["val"]}',)
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=16",
+        "classifier.network.size=16",
+        "classifier.network.widths=[8, 16]",
+        "classifier.network.features=8",
+        'classifier.held_out={"label": ["0"]}',
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ClassifierSystem:
