@@ -1,7 +1,7 @@
 """The discretised mixture of logistic distributions over pixels (Salimans et al. 2017, sections 2.1 and 2.2).
 
 A pixel's channels share the mixture's component. Of each component channel c is logistic with the mean
-`m_c + sum over d < c of a_cd x_d`, linear in the channels before it, and its probability is the mass of the level's bin,
+`m_c + sum over d < c of a_cd x_d`, linear in the channels before it; its probability is the mass of the level's bin,
 2/255 wide, the outer bins reaching to infinity.
 """
 
