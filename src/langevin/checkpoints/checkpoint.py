@@ -140,7 +140,10 @@ def text_names_of(unet: UNetConfig) -> TextNames:
 
 
 def task_of(config: ModelConfig) -> Task:
-    """By what comes beside the latent: mask and masked latent, depth, or a picture with its noise level."""
+    """By what comes beside the latent: mask and masked latent, depth, or a picture with its noise level; without a
+    context, by whether there are classes."""
+    if config.unet.context_channels is None:
+        return "unconditional" if config.unet.num_classes is None else "class-to-image"
     latent = config.autoencoder.latent_channels if config.autoencoder else config.unet.in_channels
     match config.unet.in_channels - latent:
         case 1:

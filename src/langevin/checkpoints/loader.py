@@ -165,7 +165,13 @@ def build(checkpoint: Checkpoint, found: Source, dtype: torch.dtype, device: str
     extras: dict[str, Tensor] = {name: stored.read() for name, stored in checkpoint.extras.items()}
     model = DiffusionModel(networks["unet"], schedule, prediction, config.sigma_data, config.learned_variance)
     return ModelBundle(
-        diffusion=model, autoencoder=autoencoder, text=text, controlnet=control, info=info, extras=extras
+        diffusion=model,
+        autoencoder=autoencoder,
+        text=text,
+        controlnet=control,
+        classes=config.classes,
+        info=info,
+        extras=extras,
     )
 
 

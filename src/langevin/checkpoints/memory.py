@@ -39,6 +39,7 @@ def config_of(bundle: ModelBundle) -> ModelConfig:
             steps=info.default_steps,
             guidance=info.default_guidance,
         ),
+        classes=bundle.classes,
     )
 
 

@@ -19,9 +19,9 @@ from langevin.model.chunks import Long, layout
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.prompt import Weighting, parse, schedule, thresholds
 from langevin.model.text import TextEncoder
-from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText, ClipTextConfig, TextStates
+from langevin.networks.unet import UNetConfig
 from langevin.tasks.from_text import DEFAULT_BATCH, run_numbers, text_to_image
 from langevin.tasks.memory import MemoryEstimate, activation_bytes, weight_bytes
 from langevin.tasks.plan import Plan
@@ -110,7 +110,7 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     found = locate(options.model, revision=options.revision, **reading)
     checkpoint = open_checkpoint(found.path, prediction=options.prediction, **reading)
     networks = meta_networks(checkpoint.config)
-    noting = _NotingUNet(dtype, 1 + checkpoint.config.learned_variance)
+    noting = _NotingUNet(checkpoint.config.unet, dtype, 1 + checkpoint.config.learned_variance)
     bundle = _bundle(checkpoint, found, networks, noting)
 
     # The first batch stands for all. Two pictures are planned where there are more, for what is said of several.
@@ -127,8 +127,6 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     with torch.no_grad():
         for _ in plan.sampler(denoiser, plan.x[first], plan.sigmas, plan.noise.select(first)):
             pass
-    assert bundle.text is not None  # or there would be no plan
-    tokenizer = bundle.text.tokenizer
     prediction = checkpoint.config.prediction
     unsaid = [] if prediction else ["the file does not say what the network predicts: generating probes the weights"]
     return Explanation(
@@ -138,14 +136,14 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
             **plan.request.model_dump(mode="json"),
             **request.model_dump(mode="json", include={"seed", "seeds", "count"}),
         },
-        prompt=_texts(request.prompt, plan, tokenizer),
-        negative=_texts(request.negative, plan, tokenizer),
+        prompt=_texts(request.prompt or "", plan, bundle.text),
+        negative=_texts(request.negative, plan, bundle.text),
         sigmas=tuple(plan.sigmas.tolist()),
         timesteps=tuple(plan.record["timesteps"]),
         prior_scale=run_numbers(bundle.diffusion, plan.request).prior_scale,
         calls=tuple(Call(s, t, n) for s, (t, n) in zip(sigmas, noting.calls, strict=True)),
         batches=-(-count // batch),
-        text_calls=bundle.text.calls,
+        text_calls=bundle.text.calls if bundle.text else 0,
         memory=_memory(networks, dtype, plan, noting, batch),
         notices=(*unsaid, *plan.notices),
     )
@@ -154,18 +152,20 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
 class _NotingUNet(nn.Module):
     """Stands for the diffusion network: answers zero and notes what it was asked."""
 
-    def __init__(self, dtype: torch.dtype, outputs: int) -> None:
+    def __init__(self, config: UNetConfig, dtype: torch.dtype, outputs: int) -> None:
         super().__init__()
+        self.config = config
         self.weight = nn.Parameter(torch.zeros(1, dtype=dtype))
         self.outputs = outputs
         """Channels of the answer, as a multiple of the picture's."""
         self.calls: list[tuple[float, int]] = []
         """Timestep and pictures of each."""
-        self.context_shape = (0, 0)
+        self.context_shape: tuple[int, int] | None = None
 
-    def forward(self, z: Tensor, t: Tensor, *, context: Tensor, **_: Any) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, *, context: Tensor | None, **_: Any) -> Tensor:
         self.calls.append((float(t[0]), len(z)))
-        self.context_shape = max(self.context_shape, (context.shape[1], context.shape[2]))
+        if context is not None:
+            self.context_shape = max(self.context_shape or (0, 0), (context.shape[1], context.shape[2]))
         return torch.zeros_like(z).repeat(1, self.outputs, 1, 1)
 
 
@@ -199,6 +199,7 @@ def _bundle(
         ),
         autoencoder=autoencoder,
         text=text,
+        classes=config.classes,
         info=CheckpointInfo(
             name=found.name,
             source=found.source,
@@ -214,7 +215,10 @@ def _bundle(
     )
 
 
-def _texts(prompt: str, plan: Plan, tokenizer: Tokenizer) -> tuple[ExplainedText, ...]:
+def _texts(prompt: str, plan: Plan, encoder: TextEncoder | None) -> tuple[ExplainedText, ...]:
+    if encoder is None:
+        return ()
+    tokenizer = encoder.tokenizer
     weighting = Weighting.of(plan.request.weighting or Weighting.A1111)
     long = Long.of(plan.request.long or Long.CHUNK)
     texts = []
@@ -240,16 +244,22 @@ def _memory(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     images = max(n for _, n in noting.calls)
-    unet, vae = networks["unet"], cast(AutoencoderKL, networks["vae"])
+    unet, vae = networks["unet"], networks.get("vae")
+    told: dict[str, Tensor] = {}
+    if noting.context_shape is not None:
+        told["context"] = empty(images, *noting.context_shape)
+    if noting.config.num_classes is not None:
+        told["labels"] = empty(images, dtype=torch.int64)
+    activations = {
+        "unet": activation_bytes(
+            lambda z, t, *values: unet(z, t, **dict(zip(told, values, strict=True))),
+            empty(images, *plan.x.shape[1:]),
+            empty(images, dtype=torch.float32),
+            *told.values(),
+        )
+    }
+    if isinstance(vae, AutoencoderKL):
+        activations["vae"] = activation_bytes(vae.decode, empty(batch, *plan.x.shape[1:]))
     return MemoryEstimate(
-        weights={part: weight_bytes(network) for part, network in networks.items()},
-        activations={
-            "unet": activation_bytes(
-                lambda z, t, context: unet(z, t, context=context),
-                empty(images, *plan.x.shape[1:]),
-                empty(images, dtype=torch.float32),
-                empty(images, *noting.context_shape),
-            ),
-            "vae": activation_bytes(vae.decode, empty(batch, *plan.x.shape[1:])),
-        },
+        weights={part: weight_bytes(network) for part, network in networks.items()}, activations=activations
     )

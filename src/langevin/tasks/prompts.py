@@ -51,7 +51,7 @@ def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, si
     levels = sigmas.tolist()
     changes = {
         name: thresholds(schedule(prompt, len(levels) - 1, weighting), levels)
-        for name, prompt in (("prompt", request.prompt), ("negative", request.negative))
+        for name, prompt in (("prompt", request.prompt or ""), ("negative", request.negative))
     }
     texts = {name: list(dict.fromkeys(words for _, words in steps)) for name, steps in changes.items()}
     if not COMPAT[request.compat].own_prompt_lengths:

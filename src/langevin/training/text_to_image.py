@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field, model_validator
 
+from langevin.checkpoints.clip_files import ClipConfig, write_clip
 from langevin.checkpoints.memory import checkpoint_of
 from langevin.checkpoints.original import write_original
 from langevin.diffusion.prediction import Prediction
@@ -30,7 +31,9 @@ from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
 from langevin.training.objectives.clip import ClipObjective
-from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
+from langevin.training.objectives.denoising import DenoisingConfig, with_levels
+from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.levels import make_levels
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -52,13 +55,11 @@ class ClipStage(Config):
     loop: LoopConfig
 
 
-class DiffusionStage(Config):
+class DiffusionStage(DenoisingConfig):
     network: UNetConfig
     prediction: Prediction = Prediction.V
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """How often the caption is left empty, for classifier-free guidance."""
-    weighting: Weighting = Weighting.SNR_PLUS_ONE
-    """Of the noise levels in the loss."""
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -132,7 +133,8 @@ class TextToImageConfig(System):
 
     def finish(self, data: PictureSet, run: Path) -> Path:
         """`run/model.safetensors`: averaged weights in float16, single-file layout, architecture and vocabulary as
-        metadata."""
+        metadata. Beside it `run/clip.safetensors`: both towers of CLIP, by which pictures are measured."""
+        save_clip(self, data, run)
         path = run / "model.safetensors"
         write_original(checkpoint_of(load_trained(self, data, run)), path, dtype="F16", overwrite=True)
         return path
@@ -149,6 +151,17 @@ def train_tokenizer(config: TextToImageConfig, data: PictureSet) -> Tokenizer:
     return Tokenizer.train([*texts, *keywords], config.clip.vocabulary)
 
 
+def save_clip(config: TextToImageConfig, data: PictureSet, run: Path) -> Path:
+    """Write `run/clip.safetensors`, both towers with the averaged weights, from the finished stage "clip" of a run."""
+    tokenizer = train_tokenizer(config, data)
+    text = _text_config(config, tokenizer)
+    clip = Clip(ClipText(text), ClipImage(config.clip.image))
+    load_ema(run / "clip" / "checkpoints", clip)
+    path = run / "clip.safetensors"
+    write_clip(clip, ClipConfig(text=text, image=config.clip.image), tokenizer, path)
+    return path
+
+
 def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_denoiser: bool = False) -> ModelBundle:
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
     codec = AutoencoderKL(config.autoencoder.network)
@@ -159,10 +172,11 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     load_ema(run / "clip" / "checkpoints", clip)
     part = config.diffusion
     network = UNet(part.network)
+    schedule = NoiseSchedule.scaled_linear()
     if not new_denoiser:
-        load_ema(run / "diffusion" / "checkpoints", network)
+        load_ema(run / "diffusion" / "checkpoints", with_levels(network, make_levels(part.levels, schedule)))
     return ModelBundle(
-        diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
+        diffusion=DiffusionModel(network, schedule, part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
         text=TextEncoder(tower, tokenizer),
         info=CheckpointInfo(
@@ -209,7 +223,7 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
         config.captions,
         seed=config.seed,
         caption_dropout=part.caption_dropout,
-        weighting=part.weighting,
+        denoising=part,
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +57,14 @@ def read_data(folder: Path, config: DataConfig) -> PictureSet:
     """
     listing = list_files(folder)
     unreadable = [f"{name}: a link to a folder, which is not followed" for name in listing.links]
+    return assemble(folder, FORMATS[recognise(listing)][1](listing, unreadable), config, unreadable)
+
+
+def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unreadable: list[str]) -> PictureSet:
+    """The samples that are wanted, as a set; a line is added to `unreadable` for each that cannot be read. Raises
+    DataError as `read_data` does."""
     found: dict[str, tuple[Mapping[str, Any], np.ndarray]] = {}
-    for sample in FORMATS[recognise(listing)][1](listing, unreadable):
+    for sample in samples:
         if not config.wants(sample.record):
             continue
         if sample.key in found:
