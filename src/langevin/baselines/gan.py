@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, ClassVar, assert_never
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from langevin.baselines import modelfile
 from langevin.baselines.gan_network import Gan, GanConfig, Generator
 from langevin.baselines.pixels import as_rgb, check_channels, pixels
 from langevin.errors import DataError
+from langevin.evaluation.figures import Figure
 from langevin.images.grids import save_grid
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
@@ -68,6 +69,8 @@ class GanSystem(System):
     """A generator against a discriminator."""
 
     gan: GanStage
+
+    trial: ClassVar[tuple[str, ...]] = ("data.size=16", "gan.network.size=16", "gan.network.width=8")
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
@@ -174,6 +177,6 @@ class TrainedGan:
             labels = torch.stack([torch.randint(classes, (), generator=g) for g in streams]).to(device)
         return as_rgb(self.network(z, labels).float().cpu())
 
-    def bits_per_dim(self, images: Tensor) -> None:
+    def likelihood(self, pictures: Tensor, *, seed: int) -> list[Figure]:
         """None: a GAN gives no probabilities."""
-        return None
+        return []

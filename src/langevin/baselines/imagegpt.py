@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from langevin.baselines import modelfile
 from langevin.baselines.clusters import assign, colours, k_means
+from langevin.baselines.family import exact_likelihood
 from langevin.baselines.imagegpt_network import ImageGpt, ImageGptConfig, TokenByToken
 from langevin.baselines.pixels import as_rgb, check_channels, pixels, to_levels
+from langevin.evaluation.figures import Figure
 from langevin.images.grids import save_grid
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
@@ -37,6 +39,11 @@ class ImageGptSystem(System):
     """Pixels as tokens, one after the other, by a transformer."""
 
     imagegpt: ImageGptStage
+
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=8", "imagegpt.network.size=8", "imagegpt.network.width=16", "imagegpt.network.layers=1",
+        "imagegpt.network.heads=2",
+    )  # fmt: skip
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
@@ -139,12 +146,17 @@ class TrainedImageGpt:
         drawn = self.network.palette[torch.stack(made, 1)]  # B N C
         return as_rgb(drawn.transpose(1, 2).unflatten(2, (config.size, config.size)).float().cpu())
 
-    @torch.no_grad()
-    def bits_per_dim(self, images: Tensor) -> Tensor | None:
-        """Exact, float64 [B], of B 3 S S; None where pixels are rounded to clusters: the model then gives
-        probabilities of the rounded pictures only, which are not comparable."""
+    def likelihood(self, pictures: Tensor, *, seed: int) -> list[Figure]:
+        """Exact, and nothing is drawn; none where pixels are rounded to clusters: the model then gives probabilities
+        of the rounded pictures only, which cannot be compared."""
         if self.network.config.clusters is not None:
-            return None
+            return []
+        bits = [self.bits_per_dim(part.float() / 127.5 - 1) for part in pictures.split(64)]
+        return exact_likelihood(torch.cat(bits), seed)
+
+    @torch.no_grad()
+    def bits_per_dim(self, images: Tensor) -> Tensor:
+        """Of a token, float64 [B], of B 3 S S in [-1, 1]. Where tokens are grey levels, it is the pictures' own."""
         tokens = tokens_of(self.network, images[:, : self.network.config.channels].to(self.network.start.device))
         logits = self.network(tokens).double()
         nats = F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none").mean(1)

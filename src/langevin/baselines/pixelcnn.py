@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from langevin.baselines import modelfile
+from langevin.baselines.family import exact_likelihood
 from langevin.baselines.logistic import draw, log_probability, split
 from langevin.baselines.pixelcnn_network import PixelByPixel, PixelCnn, PixelCnnConfig
 from langevin.baselines.pixels import as_rgb, check_channels, from_levels, pixels, to_levels
+from langevin.evaluation.figures import Figure
 from langevin.images.grids import save_grid
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
@@ -33,6 +35,10 @@ class PixelCnnSystem(System):
     """Pixels one after the other, each from a mixture of logistic distributions."""
 
     pixelcnn: PixelCnnStage
+
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=8", "pixelcnn.network.size=8", "pixelcnn.network.width=8", "pixelcnn.network.levels=2",
+    )  # fmt: skip
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
@@ -110,6 +116,11 @@ class TrainedPixelCnn:
             steps.put(pixel)
             made.append(pixel.cpu())
         return as_rgb(torch.stack(made, 2).unflatten(2, (config.size, config.size)))
+
+    def likelihood(self, pictures: Tensor, *, seed: int) -> list[Figure]:
+        """Exact; nothing is drawn."""
+        bits = [self.bits_per_dim(part.float() / 127.5 - 1) for part in pictures.split(64)]
+        return exact_likelihood(torch.cat(bits), seed)
 
     @torch.no_grad()
     def bits_per_dim(self, images: Tensor) -> Tensor:

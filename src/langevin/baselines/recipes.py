@@ -1,6 +1,6 @@
 """Recipes of the baselines, on Fashion-MNIST (idx files, 28 x 28, grey, the training split).
 
-Command:   langevin train gan-fashion --data FOLDER --out runs/gan     (or pixelcnn-fashion, imagegpt-fashion)
+Command:   langevin train gan-fashion --data FOLDER --out runs/gan     (or pixelcnn-, imagegpt-, latent-fashion)
 Data:      train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, 60,000 pictures
 Hardware:  a CPU
 Time:      not measured to their full number of steps; docs/baselines.md has what minutes gave
@@ -15,8 +15,11 @@ from langevin.baselines.gan import GanStage, GanSystem
 from langevin.baselines.gan_network import GanConfig
 from langevin.baselines.imagegpt import ImageGptStage, ImageGptSystem
 from langevin.baselines.imagegpt_network import ImageGptConfig
+from langevin.baselines.latent import CodecStage, LatentStage, LatentSystem
 from langevin.baselines.pixelcnn import PixelCnnStage, PixelCnnSystem
 from langevin.baselines.pixelcnn_network import PixelCnnConfig
+from langevin.networks.autoencoder import AutoencoderConfig
+from langevin.networks.unet import UNetConfig
 from langevin.training.config import LoopConfig
 from langevin.training.data import DataConfig
 from langevin.training.system import System
@@ -69,8 +72,36 @@ def imagegpt_fashion() -> ImageGptSystem:
     )  # fmt: skip
 
 
+def latent_fashion() -> LatentSystem:
+    """An autoencoder of 28 x 28 pictures and unconditional diffusion on its 7 x 7 latents."""
+    return LatentSystem(
+        data=_DATA,
+        autoencoder=CodecStage(
+            network=AutoencoderConfig(base_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, latent_channels=4),
+            kl_weight=1e-3,
+            loop=LoopConfig(
+                steps=4000, batch_size=32, learning_rate=1e-3, warmup=100, weight_decay=0.0, ema_decay=0.995,
+                save_every=500, sample_every=1000,
+            ),
+        ),
+        diffusion=LatentStage(
+            # The U-Net of ddpm-fashion, but for its input and output.
+            network=UNetConfig(
+                in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=1,
+                attention_levels=(False, False, True), middle_attention=True, num_heads=None, head_channels=32,
+                context_channels=None,
+            ),
+            loop=LoopConfig(
+                steps=20000, batch_size=64, learning_rate=6e-4, warmup=300, weight_decay=0.0,
+                save_every=500, sample_every=1000,
+            ),
+        ),
+    )  # fmt: skip
+
+
 RECIPES: Mapping[str, Callable[[], System]] = {
     "gan-fashion": gan_fashion,
     "pixelcnn-fashion": pixelcnn_fashion,
     "imagegpt-fashion": imagegpt_fashion,
+    "latent-fashion": latent_fashion,
 }
