@@ -16,7 +16,7 @@ LEVELS = 256
 
 def check_channels(data: PictureSet, channels: int, size: int) -> None:
     """DataError unless the pictures are `size` pixels wide, and grey where `channels` is 1."""
-    if channels == 1 and any(bool((part != part[:, :1]).any()) for part in data.pictures.split(4096)):
+    if channels == 1 and not is_grey(data):
         raise DataError("the pictures have colours and the network one channel: set channels to 3")
     if data.pictures.shape[-1] != size:
         raise DataError(f"the pictures are {data.pictures.shape[-1]} pixels wide, the network takes {size}")
@@ -40,3 +40,8 @@ def from_levels(levels: Tensor) -> Tensor:
 def as_rgb(images: Tensor) -> Tensor:
     """B 3 H W of B 1 H W or B 3 H W, held to [-1, 1]."""
     return images.expand(-1, 3, -1, -1).clamp(-1, 1)
+
+
+def is_grey(data: PictureSet) -> bool:
+    """Whether no picture has a colour."""
+    return not any(bool((part != part[:, :1]).any()) for part in data.pictures.split(4096))
