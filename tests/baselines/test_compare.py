@@ -21,7 +21,7 @@ from langevin.training.data import PictureSet
 SMALL = {
     "diffusion": ("diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1]",
                   "diffusion.network.attention_levels=[false]", "diffusion.network.middle_attention=false",
-                  "diffusion.schedule.steps=10"),
+                  "diffusion.schedule.steps=25"),
     "gan": ("gan.network.size=8", "gan.network.width=4", "gan.loop.batch_size=8"),
     "pixelcnn": RECIPES["pixelcnn-fashion"]().trial,
     "imagegpt": RECIPES["imagegpt-fashion"]().trial,
