@@ -122,7 +122,8 @@ def configured(name: str, settings: Settings, assignments: Sequence[str] = ()) -
     limit = {"steps": settings.steps} if settings.steps is not None else {"steps": _ENDLESS, "final_rate": 1}
     fields: dict[str, Any] = {**limit, "sample_every": _ENDLESS}
     loops = [f"{stage}.loop.{field}={value}" for stage in system.loops for field, value in fields.items()]
-    return override(system, [f"seed={settings.seed}", *loops, *own])  # type: ignore[no-any-return]
+    made: System = override(system, [f"seed={settings.seed}", *loops, *own])
+    return made
 
 
 def compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, assert_never
@@ -84,7 +85,7 @@ class GanSystem(System):
         both = load_ema(run / KIND / "checkpoints", Gan(self.gan.network))
         assert isinstance(both, Gan)
         path = run / "model.safetensors"
-        modelfile.write_model(path, KIND, self.gan.network, both.generator)
+        modelfile.write_model(path, KIND, asdict(self.gan.network), both.generator)
         return path
 
 

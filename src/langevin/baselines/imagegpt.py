@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ class ImageGptSystem(System):
         """`run/model.safetensors`: averaged weights, float32."""
         network = load_ema(run / KIND / "checkpoints", ImageGpt(self.imagegpt.network))
         path = run / "model.safetensors"
-        modelfile.write_model(path, KIND, self.imagegpt.network, network)
+        modelfile.write_model(path, KIND, asdict(self.imagegpt.network), network)
         return path
 
 

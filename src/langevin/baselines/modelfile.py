@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +18,11 @@ CONFIG_KEY = "langevin.baseline"
 """Name of the metadata: JSON with `kind` and the fields of that kind's configuration."""
 
 
-class NetworkConfig(Protocol):
-    """A frozen dataclass."""
-
-    __dataclass_fields__: Any
-
-
-def write_model(path: Path, kind: str, config: NetworkConfig, network: nn.Module) -> None:
-    """Float32 weights with the configuration as metadata; equal input gives equal bytes."""
+def write_model(path: Path, kind: str, config: Mapping[str, Any], network: nn.Module) -> None:
+    """Float32 weights with the configuration's fields as metadata; equal input gives equal bytes."""
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     infos = {name: TensorInfo(dtype_name(t.dtype), tuple(t.shape)) for name, t in state.items()}
-    text = json.dumps({"kind": kind, **dataclasses.asdict(config)}, sort_keys=True)
+    text = json.dumps({"kind": kind, **config}, sort_keys=True)
     write_safetensors(path, infos, state.__getitem__, metadata=[(CONFIG_KEY, text)], overwrite=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ class PixelCnnSystem(System):
         """`run/model.safetensors`: averaged weights, float32."""
         network = load_ema(run / KIND / "checkpoints", PixelCnn(self.pixelcnn.network))
         path = run / "model.safetensors"
-        modelfile.write_model(path, KIND, self.pixelcnn.network, network)
+        modelfile.write_model(path, KIND, asdict(self.pixelcnn.network), network)
         return path
 
 
