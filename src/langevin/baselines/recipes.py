@@ -33,11 +33,11 @@ def gan_fashion() -> GanSystem:
         data=_DATA,
         gan=GanStage(
             network=GanConfig(size=28, latent=64, width=64, channel_mult=(1, 2)),
-            r1=1.0,
+            r1=0.5,
             r1_every=4,
             loop=LoopConfig(
-                steps=20000, batch_size=64, learning_rate=1e-3, warmup=100, final_rate=0.1, weight_decay=0.0,
-                beta1=0.0, beta2=0.99, clip=1000.0, ema_decay=0.999, precision="float32",
+                steps=20000, batch_size=64, learning_rate=5e-4, warmup=100, final_rate=0.1, weight_decay=0.0,
+                beta1=0.5, beta2=0.99, clip=1000.0, ema_decay=0.996, precision="float32",
                 log_every=100, save_every=1000, sample_every=1000,
             ),
         ),
@@ -51,8 +51,8 @@ def pixelcnn_fashion() -> PixelCnnSystem:
         pixelcnn=PixelCnnStage(
             network=PixelCnnConfig(size=28, width=32, levels=3, blocks=1, components=5),
             loop=LoopConfig(
-                steps=10000, batch_size=32, learning_rate=2e-3, warmup=100, weight_decay=0.0, beta2=0.99,
-                ema_decay=0.998, precision="float32", save_every=500, sample_every=1000,
+                steps=10000, batch_size=16, learning_rate=1e-3, warmup=100, weight_decay=0.0, beta2=0.99,
+                ema_decay=0.995, precision="float32", save_every=500, sample_every=1000,
             ),
         ),
     )  # fmt: skip
@@ -65,8 +65,8 @@ def imagegpt_fashion() -> ImageGptSystem:
         imagegpt=ImageGptStage(
             network=ImageGptConfig(size=28, clusters=None, width=64, layers=4, heads=4),
             loop=LoopConfig(
-                steps=10000, batch_size=32, learning_rate=3e-3, warmup=200, weight_decay=0.01, beta2=0.95,
-                ema_decay=0.998, precision="float32", save_every=500, sample_every=1000,
+                steps=10000, batch_size=16, learning_rate=3e-3, warmup=100, weight_decay=0.01, beta2=0.95,
+                ema_decay=0.995, save_every=500, sample_every=1000,
             ),
         ),
     )  # fmt: skip
