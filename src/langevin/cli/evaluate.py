@@ -31,7 +31,11 @@ def evaluate(
     options: ModelOptions,
     model_argument: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="The model, as --model takes it. [default: the one in the package]"),
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="The model, as --model takes it. [default: the one in the package]",
+        ),
     ] = None,
     data: Annotated[
         Path | None,

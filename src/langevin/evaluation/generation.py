@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -176,7 +177,7 @@ def label_of(record: Record, classes: int) -> int:
 def _papers(
     bundle: ModelBundle, records: Sequence[Record], request: GenerateRequest, seed: int, batch: int
 ) -> dict[str, Any]:
-    """What decides the pictures, ready for JSON. The records are not all named: their first and last are."""
+    """What decides the pictures, ready for JSON; of the records their SHA-256."""
     kept = request.model_dump(mode="json", exclude={"prompt", "seed", "seeds", "count", "mode", "batch_size", "long"})
     return {
         "model": describe(bundle),
@@ -185,7 +186,7 @@ def _papers(
         "seed": seed,
         "batch": batch,
         "samples": len(records),
-        "captions": [str(records[i].get("caption")) for i in (0, -1)],
+        "records": hashlib.sha256(json.dumps([dict(r) for r in records]).encode()).hexdigest(),
     }
 
 

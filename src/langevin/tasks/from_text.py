@@ -13,7 +13,7 @@ from torch import Tensor
 from langevin.diffusion.compat import COMPAT, Resolved, resolve
 from langevin.diffusion.core import Denoiser
 from langevin.diffusion.grids import custom_grid
-from langevin.diffusion.guidance import switch_at
+from langevin.diffusion.guidance import clipped, switch_at
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.samplers import SAMPLERS
@@ -75,7 +75,7 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
     half = diffusion.dtype != torch.float32
     return Plan(
         request=request,
-        denoiser=_denoiser(diffusion, texts, request),
+        denoiser=_denoiser(diffusion, texts, request, pixels=autoencoder is None),
         x=noise.initial() * numbers.prior_scale,
         sigmas=numbers.sigmas,
         sampler=partial(info.function, **options),
@@ -85,7 +85,11 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
         batch_size=request.batch_size or 1,
         calls=info.calls_on(numbers.sigmas, **options),
         precision=str(diffusion.dtype).removeprefix("torch."),
-        denoiser_float32=(lambda: _denoiser(float32_model(diffusion), texts.float32(), request)) if half else None,
+        denoiser_float32=(
+            (lambda: _denoiser(float32_model(diffusion), texts.float32(), request, pixels=autoencoder is None))
+            if half
+            else None
+        ),
         decode_float32=(
             (lambda: _decode(float32_autoencoder(autoencoder), height, width))
             if autoencoder is not None and autoencoder.dtype != torch.float32
@@ -194,8 +198,9 @@ def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder |
     return bundle.autoencoder, bundle.text
 
 
-def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest) -> Denoiser:
-    """Guidance around the model; with switches in the prompts, that of the noise level's texts."""
+def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest, *, pixels: bool) -> Denoiser:
+    """Guidance around the model; with switches in the prompts, that of the noise level's texts. What is known of
+    pixels, that they lie in [-1, 1], is made true of every estimate."""
     scale = 1.0 if request.guidance is None else request.guidance
     interval = request.guidance_interval or (0.0, math.inf)
     space = Prediction.X0
@@ -206,7 +211,8 @@ def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest) -> 
         (start, guided_model(model, cond, uncond, scale, request.rescale, interval, space))
         for start, cond, uncond in texts.conditionings
     ]
-    return parts[0][1] if len(parts) == 1 else switch_at(parts[0][1], *parts[1:])
+    denoiser = parts[0][1] if len(parts) == 1 else switch_at(parts[0][1], *parts[1:])
+    return clipped(denoiser) if pixels else denoiser
 
 
 def _decode(autoencoder: Autoencoder | None, height: int, width: int) -> Decode:

@@ -59,7 +59,7 @@ def find_label(bundle: ModelBundle, label: str | int | None) -> int:
 
 
 def pixel_channels(bundle: ModelBundle) -> int:
-    """1 for grey pictures, 3 for colours. Raises RequestError for a network of others, whose latents nothing decodes."""
+    """1 for grey pictures, 3 for colours. Raises RequestError for a network of others: nothing decodes them."""
     channels = _config(bundle).in_channels
     if channels not in (1, 3):
         raise RequestError(f"model {bundle.info.name} has {channels} channels and no autoencoder: give a whole model")

@@ -110,8 +110,8 @@ class GenerateRequest(Options):
 
     prompt: Annotated[str, Field(max_length=20_000)] | None = Field(
         None,
-        description="What to draw. Any length; (word:1.2) weights, [a:b:0.4] switches, BREAK starts a new chunk. Models "
-        "without text take none.",
+        description="What to draw. Any length; (word:1.2) weights, [a:b:0.4] switches, BREAK starts a new chunk. "
+        "Models without text take none.",
     )
     label: Annotated[Annotated[str, Field(max_length=1000)] | Annotated[int, Field(ge=0)] | None, Shown("none")] = (
         Field(None, description="Class to draw, by its name or number, with models of classes.")

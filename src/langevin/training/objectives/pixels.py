@@ -95,7 +95,7 @@ class PixelObjective:
         else:
             count = _PREVIEWS
         shape = (self.channels, *self.data.pictures.shape[2:])
-        x = sampled(model, shape, count, cond, uncond, self.preview_guidance)
+        x = sampled(model, shape, count, cond, uncond, self.preview_guidance, pixels=True)
         save_grid(path, x.expand(-1, 3, -1, -1), columns=columns)
 
 

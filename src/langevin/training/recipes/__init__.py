@@ -8,11 +8,13 @@ from langevin.training.recipes.classifier_fashion import classifier_fashion
 from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
+from langevin.training.recipes.shapes import shapes
 from langevin.training.recipes.v_shapes import v_shapes
 from langevin.training.system import System
 
 RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
+    "shapes": shapes,
     "classifier-fashion": classifier_fashion,
     "ddpm-fashion": ddpm_fashion,
     "iddpm-fashion": iddpm_fashion,

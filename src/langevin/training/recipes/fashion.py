@@ -1,7 +1,7 @@
 """Fashion-MNIST on pixels, 28 x 28 grey: three ways to train one small U-Net. Xiao et al. 2017 for the data.
 
 Command:   langevin train ddpm-fashion --data FOLDER --out runs/ddpm-fashion        (iddpm-fashion, edm-fashion alike)
-Data:      the four idx files of Fashion-MNIST; a labels.txt beside them gives the classes names (docs/pixel-diffusion.md)
+Data:      the four idx files of Fashion-MNIST; a labels.txt beside them names the classes (docs/pixel-diffusion.md)
 Hardware:  a CPU with bfloat16, two cores; or one GPU (not tried)
 Time:      not measured
 Expected:  not measured
