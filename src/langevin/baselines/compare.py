@@ -161,16 +161,17 @@ def compare(
     reference = extractor.views(held_out.pictures[halves.reference])
     spare = extractor.views(held_out.pictures[halves.spare])
     save_grid(out / "real.png", held_out.images(halves.reference[:64]), columns=8)
+    grey = is_grey(pictures)
     results = []
     for name in names:
         run = out / name
         config = systems[name].model_dump(mode="json")
         result = read_result(run / "result.json", config)
         if result is None:
-            stages = train_family(FAMILIES[name], systems[name], pictures, run, settings, lambda t: progress(t))
+            stages = train_family(FAMILIES[name], systems[name], pictures, run, settings, progress)
             progress(f"{name}: sampling")
             model = FAMILIES[name].open(run / "model.safetensors", settings.sampler_steps)
-            made, per_picture, alone = sample_family(model, settings, grey=is_grey(pictures))
+            made, per_picture, alone = sample_family(model, settings, grey=grey)
             save_grid(run / "samples.png", from_levels(made[:64]), columns=8)
             progress(f"{name}: measuring")
             figures = _figures(extractor.views(made), reference, spare, extractor, settings)

@@ -108,7 +108,7 @@ def compare(
     results = run(
         names, data, out, settings, extractor, assignments=assignments or (), progress=lambda t: typer.echo(t, err=True)
     )
-    text = f"{table(results)}\n\n{notes(results)}\n"
+    text = f"{table(results)}\n\n{notes(results)}\nOn the CPU, {torch.get_num_threads()} threads.\n"
     with atomic_write(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic_write(out / "compare.json") as temporary:
