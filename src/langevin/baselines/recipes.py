@@ -37,7 +37,7 @@ def gan_fashion() -> GanSystem:
             r1_every=4,
             loop=LoopConfig(
                 steps=20000, batch_size=64, learning_rate=5e-4, warmup=100, final_rate=0.1, weight_decay=0.0,
-                beta1=0.5, beta2=0.99, clip=1000.0, ema_decay=0.996, precision="float32",
+                beta1=0.5, beta2=0.99, clip=1000.0, ema_decay=0.996,
                 log_every=100, save_every=1000, sample_every=1000,
             ),
         ),
