@@ -71,6 +71,9 @@ class StageTime:
     """What the training of one stage took."""
 
     seconds: float
+    cpu_seconds: float
+    """Of the processor, all threads together, in the same time: less than `seconds` for each thread where the machine
+    had other work."""
     setup_seconds: float
     """Until the end of the first step, in the last sitting: reading, encoding, allocating."""
     steps: int
@@ -217,22 +220,23 @@ def train_stage(
     clock = run / stage / "clock.json"
     spent = _read_clock(clock)
     done = max(steps_saved(run / stage / "checkpoints"), default=0)
-    seconds = spent.get(done, max((s for n, s in spent.items() if n <= done), default=0.0))
+    seconds, cpu = spent[max((n for n in spent if n <= done), default=0)]
     setup: float | None = None
-    said = began = time.perf_counter()
+    said = time.perf_counter()
     if done < loop.steps and (limit is None or seconds < limit):
+        began, cpu_began = time.perf_counter(), time.process_time()
         steps = system.train_stage(stage, data, run, device="cpu", resume=True)
         for step in steps:
-            now = time.perf_counter()
+            now, cpu_now = time.perf_counter(), time.process_time()
             if setup is None:
                 setup = now - began
             else:
-                seconds += now - began
-            began, done = now, step.step
+                seconds, cpu = seconds + now - began, cpu + cpu_now - cpu_began
+            done = step.step
             over = limit is not None and seconds >= limit
             if over or done == loop.steps or done % loop.save_every == 0:
-                _write_clock(clock, spent | {done: seconds})
-                spent = _read_clock(clock)
+                spent[done] = seconds, cpu
+                _write_clock(clock, spent)
             if now - said > 20:
                 said = now
                 end = f"of {limit:.0f} s" if limit is not None else f"of {loop.steps} steps"
@@ -240,8 +244,10 @@ def train_stage(
             if over:
                 steps.close()  # writes a checkpoint
                 break
-            began = time.perf_counter()
-    return StageTime(seconds=seconds, setup_seconds=setup or 0.0, steps=done, images=done * loop.batch_size)
+            began, cpu_began = time.perf_counter(), time.process_time()
+    return StageTime(
+        seconds=seconds, cpu_seconds=cpu, setup_seconds=setup or 0.0, steps=done, images=done * loop.batch_size
+    )
 
 
 def sample_family(model: PictureModel, settings: Settings, *, grey: bool) -> tuple[Tensor, float, float]:
@@ -308,13 +314,15 @@ def _figures(made: Views, reference: Views, spare: Views, extractor: OpenExtract
     return set_figures(made, reference, spare, metrics=METRICS, extractor=extractor, seed=settings.seed)
 
 
-def _read_clock(path: Path) -> dict[int, float]:
+def _read_clock(path: Path) -> dict[int, tuple[float, float]]:
+    """Seconds and processor seconds at each checkpoint; at step 0, none."""
     try:
-        return {int(step): float(seconds) for step, seconds in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError):
-        return {}
+        lines = json.loads(path.read_text())
+        return {0: (0.0, 0.0), **{int(step): (float(a), float(b)) for step, (a, b) in lines.items()}}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {0: (0.0, 0.0)}
 
 
-def _write_clock(path: Path, spent: Mapping[int, float]) -> None:
+def _write_clock(path: Path, spent: Mapping[int, tuple[float, float]]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(spent))
