@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.baselines.conftest import SIZE
 
-from langevin.baselines.compare import Result, Settings, configured, train_stage
+from langevin.baselines.compare import Clock, Result, Settings, configured, train_stage
 from langevin.baselines.recipes import RECIPES
 from langevin.baselines.report import table
 from langevin.cli.compare import FAMILY_NAMES
@@ -100,6 +100,7 @@ def test_other_settings_are_refused(
         (["--minutes", "1"], "compare needs a budget: give either --minutes or --steps"),
         (["--samples", "60"], "the split t10k has 96 pictures: --samples 60 needs twice as many"),
         (["--held-out", "train"], "held-out train: the recipes train on that split; give another"),
+        (["--clock", "sun"], "clock 'sun' is unknown; choose wall or cpu"),
         (["--families", "gan,flow"], "families 'flow': choose from diffusion, gan"),
         (["--set", "latent.seed=1"], "--set latent.seed=1: begin with one of the compared families, gan"),
     ]:
@@ -112,11 +113,11 @@ def test_other_settings_are_refused(
 def test_the_clock_stops_training_and_counts_all_sittings(grey: PictureSet, tmp_path: Path) -> None:
     settings = Settings(minutes=1.0, steps=None)
     system = override(configured("gan", settings, assignments("gan")), ["gan.loop.save_every=3"])
-    first = train_stage(system, "gan", grey, tmp_path, 0.05, lambda text: None)
+    first = train_stage(system, "gan", grey, tmp_path, 0.05, Clock.WALL, lambda text: None)
     assert first.seconds >= 0.05 and first.steps > 1 and first.setup_seconds > 0
-    again = train_stage(system, "gan", grey, tmp_path, 0.05, lambda text: None)
+    again = train_stage(system, "gan", grey, tmp_path, 0.05, Clock.WALL, lambda text: None)
     assert (again.steps, again.seconds) == (first.steps, first.seconds)
-    longer = train_stage(system, "gan", grey, tmp_path, first.seconds + 0.05, lambda text: None)
+    longer = train_stage(system, "gan", grey, tmp_path, first.seconds + 0.05, Clock.CPU, lambda text: None)
     assert longer.steps > first.steps and longer.seconds >= first.seconds + 0.05
 
 

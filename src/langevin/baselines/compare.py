@@ -6,8 +6,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -35,12 +36,30 @@ _ENDLESS = 10**7
 """Steps of a run that ends by the clock."""
 
 
+class Clock(StrEnum):
+    """How time is told, in training and in sampling."""
+
+    WALL = "wall"
+    CPU = "cpu"
+    """The process's own processor time over the threads: for a machine that has other work too."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        match self:
+            case Clock.WALL:
+                return time.perf_counter()
+            case Clock.CPU:
+                return time.process_time() / torch.get_num_threads()
+            case _:
+                assert_never(self)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What is the same for all families."""
 
     minutes: float | None
-    """Training time of each family, its setup (reading, encoding, the first step) not counted."""
+    """Training time of each family by `clock`, its setup (reading, encoding, the first step) not counted."""
     steps: int | None
     """Steps of each stage instead of a time. Just one of the two is set."""
     samples: int = 1000
@@ -51,6 +70,7 @@ class Settings:
     """Held-out pictures whose bits per dimension are taken."""
     sampler_steps: int = 50
     """Network evaluations for a picture of the diffusion families."""
+    clock: Clock = Clock.WALL
     held_out: str = "t10k"
     """The split of the data that is compared with; the recipes train on another."""
     seed: int = 0
@@ -68,12 +88,9 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class StageTime:
-    """What the training of one stage took."""
+    """What the training of one stage took, by the comparison's clock."""
 
     seconds: float
-    cpu_seconds: float
-    """Of the processor, all threads together, in the same time: less than `seconds` for each thread where the machine
-    had other work."""
     setup_seconds: float
     """Until the end of the first step, in the last sitting: reading, encoding, allocating."""
     steps: int
@@ -204,50 +221,48 @@ def train_family(
     for stage in system.loops:
         share = family.shares.get(stage, 1.0)
         limit = None if settings.minutes is None else 60 * settings.minutes * share
-        taken[stage] = train_stage(system, stage, data, run, limit, progress)
+        taken[stage] = train_stage(system, stage, data, run, limit, settings.clock, progress)
     system.finish(data, run)
     return taken
 
 
 def train_stage(
-    system: System, stage: str, data: PictureSet, run: Path, limit: float | None, progress: Progress
+    system: System, stage: str, data: PictureSet, run: Path, limit: float | None, clock: Clock, progress: Progress
 ) -> StageTime:
     """Train until `limit` seconds are spent, or to the configured number of steps; what earlier sittings spent counts.
 
     `run/STAGE/clock.json` holds the seconds spent at each checkpoint.
     """
     loop = system.loops[stage]
-    clock = run / stage / "clock.json"
-    spent = _read_clock(clock)
+    path = run / stage / "clock.json"
+    spent = _read_clock(path)
     done = max(steps_saved(run / stage / "checkpoints"), default=0)
-    seconds, cpu = spent[max((n for n in spent if n <= done), default=0)]
+    seconds = spent[max((n for n in spent if n <= done), default=0)]
     setup: float | None = None
-    said = time.perf_counter()
+    said = time.monotonic()
     if done < loop.steps and (limit is None or seconds < limit):
-        began, cpu_began = time.perf_counter(), time.process_time()
+        began = clock.now()
         steps = system.train_stage(stage, data, run, device="cpu", resume=True)
         for step in steps:
-            now, cpu_now = time.perf_counter(), time.process_time()
+            taken = clock.now() - began
             if setup is None:
-                setup = now - began
+                setup = taken
             else:
-                seconds, cpu = seconds + now - began, cpu + cpu_now - cpu_began
+                seconds += taken
             done = step.step
             over = limit is not None and seconds >= limit
             if over or done == loop.steps or done % loop.save_every == 0:
-                spent[done] = seconds, cpu
-                _write_clock(clock, spent)
-            if now - said > 20:
-                said = now
+                spent[done] = seconds
+                _write_clock(path, spent)
+            if time.monotonic() - said > 20:
+                said = time.monotonic()
                 end = f"of {limit:.0f} s" if limit is not None else f"of {loop.steps} steps"
                 progress(f"{run.name}, {stage}: {done} steps, {seconds:.0f} s, {end}")
             if over:
                 steps.close()  # writes a checkpoint
                 break
-            began, cpu_began = time.perf_counter(), time.process_time()
-    return StageTime(
-        seconds=seconds, cpu_seconds=cpu, setup_seconds=setup or 0.0, steps=done, images=done * loop.batch_size
-    )
+            began = clock.now()
+    return StageTime(seconds=seconds, setup_seconds=setup or 0.0, steps=done, images=done * loop.batch_size)
 
 
 def sample_family(model: PictureModel, settings: Settings, *, grey: bool) -> tuple[Tensor, float, float]:
@@ -257,13 +272,13 @@ def sample_family(model: PictureModel, settings: Settings, *, grey: bool) -> tup
     """
     seeds = range(settings.seed, settings.seed + settings.samples)
     made: list[Tensor] = []
-    began = time.perf_counter()
+    began = settings.clock.now()
     for start in range(0, len(seeds), settings.batch):
         made.append(model.sample(seeds[start : start + settings.batch]))
-    seconds = time.perf_counter() - began
-    began = time.perf_counter()
+    seconds = settings.clock.now() - began
+    began = settings.clock.now()
     model.sample(seeds[:1])
-    alone = time.perf_counter() - began
+    alone = settings.clock.now() - began
     images = torch.cat(made)
     if grey:
         images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
@@ -314,15 +329,15 @@ def _figures(made: Views, reference: Views, spare: Views, extractor: OpenExtract
     return set_figures(made, reference, spare, metrics=METRICS, extractor=extractor, seed=settings.seed)
 
 
-def _read_clock(path: Path) -> dict[int, tuple[float, float]]:
-    """Seconds and processor seconds at each checkpoint; at step 0, none."""
+def _read_clock(path: Path) -> dict[int, float]:
+    """Seconds spent at each checkpoint; at step 0, none."""
     try:
         lines = json.loads(path.read_text())
-        return {0: (0.0, 0.0), **{int(step): (float(a), float(b)) for step, (a, b) in lines.items()}}
+        return {0: 0.0, **{int(step): float(seconds) for step, seconds in lines.items()}}
     except (OSError, ValueError, TypeError, AttributeError):
-        return {0: (0.0, 0.0)}
+        return {0: 0.0}
 
 
-def _write_clock(path: Path, spent: Mapping[int, tuple[float, float]]) -> None:
+def _write_clock(path: Path, spent: Mapping[int, float]) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(spent))

@@ -11,7 +11,7 @@ from langevin.evaluation.figures import Figure
 
 _HEADER = (
     "family", "Frechet", "precision", "recall", "density", "coverage", "bits/dim", "s/picture", "s alone",
-    "parameters", "training s", "CPU s", "setup s", "images seen",
+    "parameters", "training s", "setup s", "images seen",
 )  # fmt: skip
 _SHARES = ("precision", "recall", "density", "coverage")
 
@@ -85,7 +85,6 @@ def _row(result: Result) -> tuple[str, ...]:
         f"{result.seconds_alone:.3g}",
         f"{result.parameters:,}",
         f"{result.training_seconds:.0f}",
-        f"{sum(s.cpu_seconds for s in result.stages.values()):.0f}",
         f"{sum(s.setup_seconds for s in result.stages.values()):.0f}",
         " + ".join(f"{s.images:,}" for s in result.stages.values()),
     )

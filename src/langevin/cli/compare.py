@@ -59,6 +59,13 @@ def compare(
     held_out: Annotated[
         str, typer.Option("--held-out", metavar="SPLIT", help="Split of the data that is compared with.")
     ] = "t10k",
+    clock: Annotated[
+        str,
+        typer.Option(
+            "--clock", metavar="wall|cpu", help="Tell time by the wall, or by the processor's time over the threads, "
+            "for a machine with other work.",
+        ),
+    ] = "wall",
     seed: Annotated[
         int, typer.Option("--seed", "-s", min=0, metavar="N", help="Of training; picture i has seed + i.")
     ] = 0,
@@ -78,6 +85,8 @@ def compare(
     for text in assignments or ():
         if text.partition(".")[0] not in names:
             raise RequestError(f"--set {text}: begin with one of the compared families, {', '.join(names)}")
+    if clock not in ("wall", "cpu"):
+        raise RequestError(f"clock {clock!r} is unknown; choose wall or cpu")
     if minutes is None and steps is None:
         minutes = 5.0
 
@@ -85,7 +94,7 @@ def compare(
 
     import torch
 
-    from langevin.baselines.compare import Settings
+    from langevin.baselines.compare import Clock, Settings
     from langevin.baselines.compare import compare as run
     from langevin.baselines.report import notes, plot, table
     from langevin.checkpoints.atomic import atomic_write
@@ -100,6 +109,7 @@ def compare(
         batch=batch,
         likelihood_samples=likelihood_samples,
         sampler_steps=sampler_steps,
+        clock=Clock(clock),
         held_out=held_out,
         seed=seed,
     )
@@ -108,7 +118,7 @@ def compare(
     results = run(
         names, data, out, settings, extractor, assignments=assignments or (), progress=lambda t: typer.echo(t, err=True)
     )
-    text = f"{table(results)}\n\n{notes(results)}\nOn the CPU, {torch.get_num_threads()} threads.\n"
+    text = f"{table(results)}\n\n{notes(results)}\nOn the CPU, {torch.get_num_threads()} threads, {clock} clock.\n"
     with atomic_write(out / "compare.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     with atomic_write(out / "compare.json") as temporary:
