@@ -22,9 +22,10 @@ from langevin.cli import main as cli
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSED_ONLY = {
+    "compare": "tests/baselines runs it",
+    "evaluate": "tests/cli runs it",
     "selftest": "tests/evaluation runs it",
     "train": "tests/training runs it",
-    "compare": "tests/baselines runs it",
 }
 """Commands that take minutes: here their options are checked, without running."""
 

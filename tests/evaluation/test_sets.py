@@ -73,7 +73,7 @@ def test_the_halves_are_disjoint_and_a_function_of_the_seed() -> None:
     assert halves != split_real(50, 20, seed=4)
     assert sorted(split_real(50, 20, seed=3, floor=False).reference) == list(range(50))
     with pytest.raises(
-        RequestError, match=r"samples 26: .*twice as many real pictures, the data has 50; give --samples 25"
+        RequestError, match=r"samples 26: .*twice as many real pictures, the data has 50; measure 25 or fewer"
     ):
         split_real(50, 26, seed=0)
 

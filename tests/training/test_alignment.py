@@ -95,7 +95,7 @@ def test_figures_stand_beside_ceiling_and_chance() -> None:
     real, records = zip(*(as_tensor(i) for i in range(30)), strict=True)
     pictures = torch.stack(real)
     half = torch.cat([pictures[:15], torch.full_like(pictures[15:], 255)])
-    figures = {f.name.removeprefix("alignment: "): f for f in alignment_figures(half, records, pictures)}
+    figures = {f.name.removeprefix("alignment: "): f for f in alignment_figures(half, records, pictures, records)}
     assert set(figures) == {"clear", *PARTS}
     assert figures["clear"].value == figures["everything"].value == 0.5
     for part in PARTS:

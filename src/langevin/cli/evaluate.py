@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -228,7 +229,7 @@ def _measured(
             wanted,
             folder=target.with_name(f"{target.stem}-pictures"),
             request=asked,
-            align=lambda made, records, there: alignment_figures(made, records, there, wanted.seed),
+            align=partial(alignment_figures, seed=wanted.seed),
             about={"size": side, **{k: {n: list(v) for n, v in fields.items()} for k, fields in chosen.items()}},
             progress=show,
         )
@@ -252,16 +253,16 @@ def _table(report: Report) -> str:
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = []
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    shown = [lines[0]]
     last: str | None = None
-    for row, figure in zip(rows, (None, *report.figures), strict=True):
-        if figure is not None and figure.extractor != last:
+    for line, figure in zip(lines[1:], report.figures, strict=True):
+        if figure.extractor != last:
             last = figure.extractor
-            lines.append(f"-- {last}, sha256 {(figure.weights_sha256 or '')[:12]}" if last else "--")
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    seeds = sorted({figure.seed for figure in report.figures})
-    lines.append(f"^ higher is better, v lower; ± deviation; seed {', '.join(map(str, seeds))}; {report.seconds:.0f} s")
-    return "\n".join(lines)
+            shown.append(f"-- {last}, sha256 {(figure.weights_sha256 or '')[:12]}" if last else "--")
+        shown.append(line)
+    shown.append(f"^ higher is better, v lower; ± deviation; seed {report.figures[0].seed}; {report.seconds:.0f} s")
+    return "\n".join(shown)
 
 
 def _metrics(text: str | None) -> Any:

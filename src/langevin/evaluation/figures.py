@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,6 +88,8 @@ def plot_report(report: Report, path: Path) -> None:
         axes.bar(list(shown), list(shown.values()), color=[colours[name] for name in shown], width=0.6)
         axes.set_title(f"{figure.name}\n({figure.better} is better)", fontsize=8)
         axes.tick_params(labelsize=7)
+        if figure.extractor is not None:
+            axes.set_xlabel(textwrap.fill(figure.extractor, 34), fontsize=6)
     with atomic_write(path) as temporary:
         drawing.savefig(temporary, format="png", dpi=110)
 

@@ -25,8 +25,8 @@ DEFAULT_SAMPLES = 1000
 DEFAULT_BATCH = 16
 
 Record = Mapping[str, Any]
-Align = Callable[[Tensor, Sequence[Record], Tensor], list[Figure]]
-"""Figures of pictures against the scenes that their records tell of, and real pictures of the same records."""
+Align = Callable[[Tensor, Sequence[Record], Tensor, Sequence[Record]], list[Figure]]
+"""Figures of pictures against the scenes that their records tell of; then real pictures with their records."""
 Progress = Callable[[str, int, int], object]
 """What is being done, how much of it is done, how much there is."""
 
@@ -143,20 +143,17 @@ def evaluate(
         else:
             assert given is not None
             fake, records = given.pictures, list(given.records)
-        real = data.pictures[halves.reference]
+        real, real_records = data.pictures[halves.reference], [data.records[i] for i in halves.reference]
         spare = data.pictures[halves.spare] if halves.spare else None
         for number, extractor in enumerate(extractors):
             progress("features", number, len(extractors))
-            found, said = _with_extractor(
-                extractor, fake, records, real, [data.records[i] for i in halves.reference], spare, metrics, wanted
-            )
+            found, said = _with_extractor(extractor, fake, records, real, real_records, spare, metrics, wanted)
             figures += found
             notices += said
         if Metric.ALIGNMENT in metrics:
             assert align is not None
             progress("alignment", 0, 1)
-            same = data.pictures[[halves.reference[i % len(halves.reference)] for i in range(samples)]]
-            figures += align(fake, records, same if model is not None else real)
+            figures += align(fake, records, real, real_records)
     if model is not None and Metric.RECONSTRUCTION in metrics:
         progress("reconstruction", 0, 1)
         some = halves.reference[:samples]
@@ -170,13 +167,13 @@ def evaluate(
         )  # fmt: skip
     if not figures:
         raise DataError("; ".join(notices) or "nothing was measured")
-    told_of_data = {**(about or {}), "fingerprint": data.fingerprint, "pictures": count, "floor": wanted.floor}
-    subject_papers = {"model": describe(model), "generation": papers} if model is not None else {
-        "pictures": samples, "fingerprint": given.fingerprint if given is not None else "",
-    }  # fmt: skip
+    if model is not None:
+        papers = {"model": describe(model), "generation": {k: v for k, v in papers.items() if k != "model"}}
+    elif given is not None:
+        papers = {"pictures": samples, "fingerprint": given.fingerprint}
     return Report(
-        subject=subject_papers,
-        data=told_of_data,
+        subject=papers,
+        data={**(about or {}), "fingerprint": data.fingerprint, "pictures": count, "floor": wanted.floor},
         figures=tuple(figures),
         notices=tuple(dict.fromkeys(notices)),
         seconds=time.perf_counter() - began,

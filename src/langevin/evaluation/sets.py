@@ -174,6 +174,6 @@ def split_real(count: int, samples: int, seed: int, *, floor: bool = True) -> Ha
     if 2 * samples > count:
         raise RequestError(
             f"samples {samples}: the figures and their floor need twice as many real pictures, the data has {count}; "
-            f"give --samples {max(1, count // 2)} or less, or --no-floor"
+            f"measure {count // 2} or fewer, or give --no-floor"
         )
     return Halves(order[:samples], order[samples : 2 * samples])

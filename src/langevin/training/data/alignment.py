@@ -22,7 +22,6 @@ PARTS = ("count", "shape", "colour", "size", "pairing", "relation", "everything"
 """What is looked at, in the order of the tables: see `agreement`."""
 
 _SHUFFLES = 20
-_TEXTS = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +41,17 @@ def scene_of(record: Mapping[str, Any]) -> Scene:
     """The scene that a record of the shapes data tells of. Raises DataError for a record of other data."""
     things = record.get("things")
     relation = record.get("relation")
-    fits = isinstance(things, list) and 1 <= len(things) <= 2 and relation in (None, *RELATIONS)
-    if not fits or not all(isinstance(t, dict) and all(t.get(k) in v for k, v in _TEXTS.items()) for t in things or ()):
+    known = isinstance(things, list) and 1 <= len(things) <= 2 and relation in (None, *RELATIONS)
+    if not known or not all(isinstance(t, dict) and _is_thing(t) for t in things or ()):
         raise DataError(
             f"alignment is measured on the shapes data alone: the record of {str(record.get('caption'))[:40]!r} has no "
             "`things` and `relation` that langevin.training.data.shapes would write"
         )
     return Scene(tuple(Thing(t["size"], t["colour"], t["shape"]) for t in things or ()), relation)
+
+
+def _is_thing(value: Mapping[str, Any]) -> bool:
+    return value.get("size") in SIZES and value.get("colour") in COLOURS and value.get("shape") in SHAPES
 
 
 def agreement(asked: Scene, seen: Scene | None) -> dict[str, bool]:
@@ -115,27 +118,31 @@ def chance_alignment(scenes: Sequence[Scene], seed: int) -> Alignment:
 
 
 def alignment_figures(
-    generated: Tensor, records: Sequence[Mapping[str, Any]], real: Tensor, seed: int = 0
+    generated: Tensor,
+    records: Sequence[Mapping[str, Any]],
+    real: Tensor,
+    real_records: Sequence[Mapping[str, Any]],
+    seed: int = 0,
 ) -> list[Figure]:
-    """A figure for each part of `agreement`, with the same measure on real pictures of the same records as the
-    ceiling, and what heedless perfect pictures would get as chance.
+    """A figure for each part of `agreement`, with the same measure on real pictures of their own records as the
+    ceiling, and what perfect pictures that heed no caption would get as chance.
 
     generated, real: uint8 N 3 S S with 32 <= S <= 256, each for the record of its place. Raises DataError for
     records that tell of no scene.
     """
     scenes = [scene_of(record) for record in records]
     found = measure_alignment(_pictures(generated), scenes)
-    best = measure_alignment(_pictures(real), scenes)
+    best = measure_alignment(_pictures(real), [scene_of(record) for record in real_records])
     chance = chance_alignment(scenes, seed)
     figures = [
         Figure(
             name=f"alignment: {part}",
             value=share,
             better="higher",
-            real=best.shares[part],
+            real=best.shares.get(part),
             chance=chance.shares[part] if len(scenes) > 1 else None,
             generated=found.asked[part],
-            reference=best.asked[part],
+            reference=best.asked.get(part, 0),
             seed=seed,
         )
         for part, share in found.shares.items()
@@ -145,8 +152,8 @@ def alignment_figures(
         value=found.clear,
         better="higher",
         real=best.clear,
-        generated=len(scenes),
-        reference=len(scenes),
+        generated=found.pictures,
+        reference=best.pictures,
         seed=seed,
     )
     return [clear, *figures]

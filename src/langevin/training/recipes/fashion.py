@@ -20,14 +20,14 @@ from langevin.training.pixel_diffusion import PixelDiffusion, PixelStage
 
 _DATA = DataConfig(size=28, include={"split": ("train",)})
 _LOOP = LoopConfig(
-    steps=6000, batch_size=64, learning_rate=6e-4, warmup=300, weight_decay=0.0, save_every=250, sample_every=500
+    steps=9000, batch_size=32, learning_rate=8e-4, warmup=300, weight_decay=0.0, save_every=500, sample_every=1500
 )
 
 
 def _network(*, outputs: int = 1, classes: int | None = None, scale_shift: bool = False) -> UNetConfig:
     """28, 14 and 7 pixels wide; attention at 7."""
     return UNetConfig(
-        in_channels=1, out_channels=outputs, model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=1,
+        in_channels=1, out_channels=outputs, model_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1,
         attention_levels=(False, False, True), middle_attention=True, num_heads=None, head_channels=32,
         context_channels=None, num_classes=classes, scale_shift_norm=scale_shift,
     )  # fmt: skip
