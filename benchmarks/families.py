@@ -8,7 +8,8 @@
         Seconds a picture of one training step and of one sampler's step, the same U-Net on pixels and on latents; what
         the latents' autoencoder adds stands beside.
 
-Run it on a machine that does nothing else; the hardware is printed with the figures.
+Run it on a machine that does nothing else, or with `--clock cpu` on one thread, which counts the processor's time; the
+hardware is printed with the figures.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from langevin.baselines.compare import Clock
 from langevin.baselines.diffusion import DiffusionPictures
 from langevin.baselines.family import PictureModel
 from langevin.baselines.gan import TrainedGan
@@ -52,15 +52,20 @@ def main() -> None:
     parser.add_argument("--sizes", default="8,16,28")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
-    print(f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {os.cpu_count()} cores seen")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    clock = Clock(arguments.clock)
+    print(f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {clock} clock")
     if arguments.what == "sampling":
-        sampling([int(s) for s in arguments.sizes.split(",")], arguments.batch, arguments.rounds)
+        sampling([int(s) for s in arguments.sizes.split(",")], arguments.batch, arguments.rounds, clock)
     else:
-        training(arguments.batch, arguments.rounds)
+        training(arguments.batch, arguments.rounds, clock)
 
 
-def sampling(sizes: Sequence[int], batch: int, rounds: int) -> None:
+def sampling(sizes: Sequence[int], batch: int, rounds: int, clock: Clock) -> None:
     print(f"\n| family | {' | '.join(f'{s} x {s}' for s in sizes)} | grows as pixels to the |")
     print(f"|---|{'---|' * (len(sizes) + 1)}")
     for name, make in MODELS.items():
@@ -68,12 +73,12 @@ def sampling(sizes: Sequence[int], batch: int, rounds: int) -> None:
         fits = [s for s in sizes if not name.startswith("latent") or s >= 16]
         models = [make(size) for size in fits]
         for count, words in ((batch, f"batch of {batch}"), (1, "alone")):
-            seconds = [_seconds(lambda m=m, n=count: m.sample(range(n)), rounds) / count for m in models]
+            seconds = [_seconds(lambda m=m, n=count: m.sample(range(n)), rounds, clock) / count for m in models]
             cells = " | ".join(["-"] * (len(sizes) - len(fits)) + [f"{s:.3g} s" for s in seconds])
             print(f"| {name}, {words} | {cells} | {_power(fits, seconds):.2f} |", flush=True)
 
 
-def training(batch: int, rounds: int) -> None:
+def training(batch: int, rounds: int, clock: Clock) -> None:
     pixels, latent = ddpm_fashion().diffusion.network, latent_fashion()
     codec = AutoencoderKL(latent.autoencoder.network)
     side = 28 // latent.autoencoder.network.factor
@@ -86,17 +91,17 @@ def training(batch: int, rounds: int) -> None:
     for name, (config, size) in rows.items():
         network = UNet(config)
         x, t = torch.randn(batch, config.in_channels, size, size), torch.zeros(batch)
-        step = _seconds(lambda n=network, x=x, t=t: _backward(n(x, t)), rounds) / batch
+        step = _seconds(lambda n=network, x=x, t=t: _backward(n(x, t)), rounds, clock) / batch
         with torch.no_grad():
-            call = _seconds(lambda n=network, x=x, t=t: n(x, t), rounds) / batch
+            call = _seconds(lambda n=network, x=x, t=t: n(x, t), rounds, clock) / batch
         costs.append((step, call))
         print(f"| {name} | {_count(network):,} | {step:.3g} | {call:.3g} |")
     images = torch.randn(batch, 3, 28, 28)
-    step = _seconds(lambda: _backward(codec.decode(codec.moments(images)[0])), rounds) / batch
+    step = _seconds(lambda: _backward(codec.decode(codec.moments(images)[0])), rounds, clock) / batch
     z = torch.randn(batch, latent.autoencoder.network.latent_channels, side, side)
     with torch.no_grad():
-        encode = _seconds(lambda: codec.moments(images), rounds) / batch
-        decode = _seconds(lambda: codec.decode(z), rounds) / batch
+        encode = _seconds(lambda: codec.moments(images), rounds, clock) / batch
+        decode = _seconds(lambda: codec.decode(z), rounds, clock) / batch
     print(f"| autoencoder, both ways | {_count(codec):,} | {step:.3g} | |")
     print(f"| encoding once, decoding once | | {encode:.3g} | {decode:.3g} |")
     print(
@@ -139,14 +144,14 @@ MODELS: dict[str, Callable[[int], PictureModel]] = {
 }
 
 
-def _seconds(run: Callable[[], object], rounds: int) -> float:
+def _seconds(run: Callable[[], object], rounds: int, clock: Clock) -> float:
     """The median; a first run is not counted."""
     run()
     taken = []
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = clock.now()
         run()
-        taken.append(time.perf_counter() - began)
+        taken.append(clock.now() - began)
     return statistics.median(taken)
 
 

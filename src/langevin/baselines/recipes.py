@@ -10,6 +10,7 @@ Expected:  not measured to their full number of steps
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from langevin.baselines.gan import GanStage, GanSystem
 from langevin.baselines.gan_network import GanConfig
@@ -19,9 +20,9 @@ from langevin.baselines.latent import CodecStage, LatentStage, LatentSystem
 from langevin.baselines.pixelcnn import PixelCnnStage, PixelCnnSystem
 from langevin.baselines.pixelcnn_network import PixelCnnConfig
 from langevin.networks.autoencoder import AutoencoderConfig
-from langevin.networks.unet import UNetConfig
 from langevin.training.config import LoopConfig
 from langevin.training.data import DataConfig
+from langevin.training.recipes.fashion import ddpm_fashion
 from langevin.training.system import System
 
 _DATA = DataConfig(size=28, include={"split": ("train",)})
@@ -86,13 +87,9 @@ def latent_fashion() -> LatentSystem:
         ),
         diffusion=LatentStage(
             # The U-Net of ddpm-fashion, but for its input and output.
-            network=UNetConfig(
-                in_channels=4, out_channels=4, model_channels=32, channel_mult=(1, 2, 3), num_res_blocks=1,
-                attention_levels=(False, False, True), middle_attention=True, num_heads=None, head_channels=32,
-                context_channels=None,
-            ),
+            network=replace(ddpm_fashion().diffusion.network, in_channels=4, out_channels=4),
             loop=LoopConfig(
-                steps=20000, batch_size=64, learning_rate=6e-4, warmup=300, weight_decay=0.0,
+                steps=20000, batch_size=32, learning_rate=8e-4, warmup=300, weight_decay=0.0,
                 save_every=500, sample_every=1000,
             ),
         ),
