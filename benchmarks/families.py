@@ -1,6 +1,6 @@
 """What a picture costs each family, with the networks of the Fashion-MNIST recipes and random weights.
 
-    python benchmarks/families.py sampling [--sizes 8,16,28] [--batch 64] [--rounds 3]
+    python benchmarks/families.py sampling [--sizes 8,16,28] [--batch 64] [--rounds 3] [--families latent,gan]
         Seconds a picture, in a batch and alone, at several sizes, and by which power of the number of pixels they grow:
         the slope of a straight line through the logarithms.
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("what", choices=("sampling", "training"))
     parser.add_argument("--sizes", default="8,16,28")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--families", default="gan,latent,diffusion,pixelcnn,imagegpt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--threads", type=int, default=0)
@@ -60,15 +61,21 @@ def main() -> None:
     clock = Clock(arguments.clock)
     print(f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {clock} clock")
     if arguments.what == "sampling":
-        sampling([int(s) for s in arguments.sizes.split(",")], arguments.batch, arguments.rounds, clock)
+        sampling(
+            [int(s) for s in arguments.sizes.split(",")],
+            arguments.families.split(","),
+            arguments.batch,
+            arguments.rounds,
+            clock,
+        )
     else:
         training(arguments.batch, arguments.rounds, clock)
 
 
-def sampling(sizes: Sequence[int], batch: int, rounds: int, clock: Clock) -> None:
+def sampling(sizes: Sequence[int], families: Sequence[str], batch: int, rounds: int, clock: Clock) -> None:
     print(f"\n| family | {' | '.join(f'{s} x {s}' for s in sizes)} | grows as pixels to the |")
     print(f"|---|{'---|' * (len(sizes) + 1)}")
-    for name, make in MODELS.items():
+    for name, make in ((n, m) for n, m in MODELS.items() if n.split()[0].rstrip(",") in families):
         # The latents' U-Net halves its input twice, and nothing is left of less than 4 x 4.
         fits = [s for s in sizes if not name.startswith("latent") or s >= 16]
         models = [make(size) for size in fits]
