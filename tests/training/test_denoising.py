@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,6 +142,34 @@ def test_what_is_learned_within_a_step_is_used_from_the_next_one_on() -> None:
         assert torch.equal(resumed.probabilities(), whole.probabilities())
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
+
+
+APART = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from langevin.diffusion.schedule import NoiseSchedule
+from langevin.training.objectives.levels import Drawn, ImportanceLevels
+
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meet", rank=rank, world_size=2)
+levels = ImportanceLevels(NoiseSchedule.linear(4), history=2, uniform_share=0.1)
+t = torch.tensor([0, 1, 2, 3, 3, 1])[3 * rank : 3 * rank + 3]
+levels.note(Drawn(torch.ones(3), t, torch.ones(3)), 1.0 + 10 * t + rank)
+Path(sys.argv[2], str(rank)).write_text(repr((levels.losses.tolist(), levels.seen.tolist())))
+dist.destroy_process_group()
+"""
+
+
+def test_processes_learn_from_each_others_losses(tmp_path: Path) -> None:
+    running = [subprocess.Popen([sys.executable, "-c", APART, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    whole = ImportanceLevels(NoiseSchedule.linear(4), history=2, uniform_share=0.1)
+    t = torch.tensor([0, 1, 2, 3, 3, 1])
+    whole.note(Drawn(torch.ones(6), t, torch.ones(6)), 1.0 + 10 * t + torch.tensor([0, 0, 0, 1, 1, 1]))
+    expected = repr((whole.losses.tolist(), whole.seen.tolist()))
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == [expected] * 2
 
 
 # -- noise --------------------------------------------------------------------------------------------------------

@@ -83,6 +83,10 @@ class PixelDiffusion(System):
     diffusion: PixelStage
 
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.guidance"})
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=16", "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
+        "diffusion.network.attention_levels=[false, true]", "diffusion.network.num_res_blocks=1",
+    )  # fmt: skip
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
