@@ -46,7 +46,7 @@ def test_each_network_s_gradient_is_that_of_its_own_loss(grey: PictureSet, kind:
     own = {n: g for n, g in gradients(made.network).items() if n.startswith("generator")}
 
     made.network.zero_grad()
-    real = pixels(grey, [i for _, i in SAMPLES], 1).requires_grad_()
+    real = pixels(grey, SAMPLES, 0, 1).requires_grad_()
     on_real = made.network.discriminator(real, labels)
     critic_loss = kind.of_discriminator(on_real, made.network.discriminator(fake.detach(), labels))
     slope = torch.autograd.grad(on_real.sum(), real, create_graph=True)[0]

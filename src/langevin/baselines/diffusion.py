@@ -9,7 +9,9 @@ from torch import Tensor
 
 from langevin.baselines.modelfile import parameter_count
 from langevin.baselines.pixels import as_rgb
+from langevin.diffusion.core import Estimate
 from langevin.diffusion.grids import make_grid
+from langevin.diffusion.guidance import clipped
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.samplers import SAMPLERS
 from langevin.evaluation.figures import Figure
@@ -47,9 +49,13 @@ class DiffusionPictures:
         noise = Noise(seeds, (network_config(self.bundle).in_channels, side, side), device=model.device)
         x = model.schedule.prior(noise.initial())
         sigmas = make_grid("trailing", model.schedule, self.steps)
-        for step in SAMPLERS["dpmpp_2m"].function(
-            lambda x, sigma: model.denoise(x, sigma, Conditioning()), x, sigmas, noise
-        ):
+
+        def denoiser(x: Tensor, sigma: float) -> Estimate:
+            return model.denoise(x, sigma, Conditioning())
+
+        # Of pixels it is known where they lie, of latents not.
+        bounded = denoiser if codec else clipped(denoiser)
+        for step in SAMPLERS["dpmpp_2m"].function(bounded, x, sigmas, noise):
             x = step.x
         return as_rgb((codec.decode(x) if codec else x).float().cpu())
 

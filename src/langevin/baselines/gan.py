@@ -116,10 +116,9 @@ class GanObjective:
         return {"data": self.data.fingerprint, **self.stage.model_dump(mode="json", exclude={"network", "loop"})}
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        indices = torch.tensor([i for _, i in samples])
         config, critic = self.network.config, self.network.discriminator
-        real = pixels(self.data, indices, config.channels).to(self.device)
-        labels = None if self.labels is None else self.labels[indices].to(self.device)
+        real = pixels(self.data, samples, self.seed, config.channels).to(self.device)
+        labels = None if self.labels is None else self.labels[[i for _, i in samples]].to(self.device)
         z = normal(sample_generators(self.seed, "latent", step, samples), (config.latent,)).to(self.device)
         fake = self.network.generator(z, labels).float()
         constants = {name: p.detach() for name, p in critic.named_parameters()}

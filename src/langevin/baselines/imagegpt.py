@@ -77,6 +77,7 @@ class ImageGptObjective:
         self.module: nn.Module = network.to(device)
         self.network = network
         self.data = data
+        self.seed = seed
         self.device = device
 
     @property
@@ -88,7 +89,7 @@ class ImageGptObjective:
         return {"data": self.data.fingerprint}
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = pixels(self.data, [i for _, i in samples], self.network.config.channels).to(self.device)
+        images = pixels(self.data, samples, self.seed, self.network.config.channels).to(self.device)
         tokens = tokens_of(self.network, images)
         with _long_sequences(self.device):
             logits = self.module(tokens).float()

@@ -22,12 +22,14 @@ from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.unet import UNet, UNetConfig
+from langevin.training.caching import CacheConfig
 from langevin.training.checkpointing import load_ema, steps_saved
 from langevin.training.config import Config, LoopConfig
 from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
 from langevin.training.objectives.denoising import Denoising, DenoisingConfig, network_of, with_levels
+from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.levels import make_levels
 from langevin.training.objectives.previews import sampled
 from langevin.training.randomness import normal, sample_generators
@@ -74,6 +76,8 @@ class LatentSystem(System):
         ):
             if value != wanted:
                 raise ValueError(f"{name} {value}: must be {wanted} here")
+        if self.data.buckets is not None:
+            raise ValueError("data.buckets: this system takes squares only")
         if self.data.size % codec.factor:
             raise ValueError(f"data.size {self.data.size} is not a multiple of the autoencoder's factor {codec.factor}")
         return self
@@ -99,7 +103,13 @@ class LatentSystem(System):
             codec = self._codec(data, run)
         codec.network.to(device)
         return LatentObjective(
-            self._model(UNet(self.diffusion.network)), codec, data, self.diffusion, seed=self.seed, device=device
+            self._model(UNet(self.diffusion.network)),
+            codec,
+            data,
+            Latents(codec.network, data, device, CacheConfig(), run),
+            self.diffusion,
+            seed=self.seed,
+            device=device,
         )
 
     def finish(self, data: PictureSet, run: Path) -> Path:
@@ -132,9 +142,7 @@ class LatentSystem(System):
     def _codec(self, data: PictureSet, run: Path) -> Autoencoder:
         network = AutoencoderKL(self.autoencoder.network)
         load_ema(run / "autoencoder" / "checkpoints", network)
-        every = max(1, len(data) // 512)
-        some = PictureSet(data.pictures[::every], data.records[::every], data.fingerprint)
-        mean, deviation = encode_all(network, some, "cpu")
+        mean, deviation = encode_all(network, data, "cpu", data.some(min(512, len(data))))
         # Rombach et al. 2022, appendix G, to 5 digits.
         return Autoencoder(network, float(f"{1 / torch.sqrt(mean.var() + (deviation**2).mean()):.5g}"))
 
@@ -147,6 +155,7 @@ class LatentObjective:
         model: DiffusionModel,
         codec: Autoencoder,
         data: PictureSet,
+        latents: Latents,
         denoising: DenoisingConfig,
         *,
         seed: int,
@@ -157,7 +166,7 @@ class LatentObjective:
         self.denoising = Denoising(model, denoising)
         self.module: nn.Module = with_levels(model.network, self.denoising.levels).to(device)
         self.data = data
-        self.mean, self.deviation = encode_all(codec.network, data, device, batch=256)
+        self.latents = latents
         self.seed = seed
         self.device = device
 
@@ -173,8 +182,7 @@ class LatentObjective:
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         streams = sample_generators(self.seed, "diffusion", step, samples)
-        indices = torch.tensor([i for _, i in samples])
-        mean, deviation = self.mean[indices], self.deviation[indices]
+        mean, deviation = self.latents.of(samples, self.seed)
         x0 = self.codec.scale_factor * (mean + deviation * normal(streams, mean.shape[1:]))
         noised = self.denoising.noised(x0.to(self.device), streams, step)
         return self.denoising.loss(noised, self.model.raw(noised.seen, noised.levels.sigma, Conditioning()))
@@ -184,5 +192,5 @@ class LatentObjective:
         """64 pictures, seeds 0 to 63, 20 steps of DPM-Solver++(2M)."""
         nothing = Conditioning()
         model = replace(self.model, network=network_of(module))
-        latents = sampled(model, tuple(self.mean.shape[1:]), 64, nothing, nothing, 1.0)
-        save_grid(path, self.codec.decode(latents), columns=8)
+        made = sampled(model, self.latents.shape, 64, nothing, nothing, 1.0)
+        save_grid(path, self.codec.decode(made), columns=8)

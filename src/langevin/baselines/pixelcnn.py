@@ -46,7 +46,7 @@ class PixelCnnSystem(System):
         return {KIND: self.pixelcnn.loop}
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
-        return PixelCnnObjective(PixelCnn(self.pixelcnn.network), data, device=device)
+        return PixelCnnObjective(PixelCnn(self.pixelcnn.network), data, seed=self.seed, device=device)
 
     def finish(self, data: PictureSet, run: Path) -> Path:
         """`run/model.safetensors`: averaged weights, float32."""
@@ -59,11 +59,12 @@ class PixelCnnSystem(System):
 class PixelCnnObjective:
     """Mean negative log-likelihood in bits per dimension (Salimans et al. 2017, section 2)."""
 
-    def __init__(self, network: PixelCnn, data: PictureSet, *, device: str) -> None:
+    def __init__(self, network: PixelCnn, data: PictureSet, *, seed: int, device: str) -> None:
         check_channels(data, network.config.channels, network.config.size)
         self.module: nn.Module = network.to(device)
         self.channels = network.config.channels
         self.data = data
+        self.seed = seed
         self.device = device
 
     @property
@@ -75,7 +76,7 @@ class PixelCnnObjective:
         return {"data": self.data.fingerprint}
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = pixels(self.data, [i for _, i in samples], self.channels).to(self.device)
+        images = pixels(self.data, samples, self.seed, self.channels).to(self.device)
         return bits_per_dim(self.module(images).float(), images).mean(), {}
 
     @torch.no_grad()

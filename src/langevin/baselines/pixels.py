@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from langevin.errors import DataError
@@ -15,16 +14,17 @@ LEVELS = 256
 
 
 def check_channels(data: PictureSet, channels: int, size: int) -> None:
-    """DataError unless the pictures are `size` pixels wide, and grey where `channels` is 1."""
+    """DataError unless the pictures are `size` pixels wide and high, and grey where `channels` is 1."""
+    if len(data.parts) > 1 or data.parts[0].shape[-2:] != (size, size):
+        sizes = ", ".join(f"{part.shape[-1]} x {part.shape[-2]}" for part in data.parts)
+        raise DataError(f"the pictures have {sizes} pixels, the network takes {size} x {size} alone")
     if channels == 1 and not is_grey(data):
         raise DataError("the pictures have colours and the network one channel: set channels to 3")
-    if data.pictures.shape[-1] != size:
-        raise DataError(f"the pictures are {data.pictures.shape[-1]} pixels wide, the network takes {size}")
 
 
-def pixels(data: PictureSet, indices: Sequence[int] | Tensor, channels: int) -> Tensor:
-    """float32 B C H W in [-1, 1] with 1 or 3 channels."""
-    return data.pictures[torch.as_tensor(indices), :channels].float() / 127.5 - 1
+def pixels(data: PictureSet, samples: Sequence[tuple[int, int]], seed: int, channels: int) -> Tensor:
+    """What is to be seen of a step's (epoch, index) pairs, float32 B C H W in [-1, 1] with 1 or 3 channels."""
+    return data.views(samples, seed)[:, :channels]
 
 
 def to_levels(images: Tensor) -> Tensor:
