@@ -22,6 +22,7 @@ from langevin.cli import main as cli
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSED_ONLY = {
+    "compare": "tests/baselines runs it",
     "evaluate": "tests/cli runs it",
     "selftest": "tests/evaluation runs it",
     "train": "tests/training runs it",

@@ -45,7 +45,18 @@ def test_help_does_not_import_torch(bare: set[str]) -> None:
     commands = [["--help"], ["--version"]]
     commands += [
         [c, "--help"]
-        for c in ("generate", "reproduce", "explain", "convert", "info", "selftest", "train", "evaluate", "shapes")
+        for c in (
+            "generate",
+            "reproduce",
+            "explain",
+            "convert",
+            "info",
+            "selftest",
+            "train",
+            "evaluate",
+            "compare",
+            "shapes",
+        )
     ]
     found = modules_after(f"from langevin.cli.main import run; assert not any([run(c) for c in {commands}])") - bare
     assert not heavy(found)

@@ -52,16 +52,18 @@ def train(
     list_recipes: Annotated[bool, typer.Option("--list", help="Show the recipes and leave.")] = False,
 ) -> None:
     """Train a text-to-image model of your own: autoencoder, CLIP, denoiser; then write it as one file."""
-    from langevin.training.recipes import RECIPES
+    from langevin.baselines.recipes import RECIPES as BASELINES
+    from langevin.training.recipes import RECIPES as OWN
 
+    recipes = {**OWN, **BASELINES}
     if list_recipes:
-        for name, function in RECIPES.items():
+        for name, function in recipes.items():
             typer.echo(f"{name}: {(function.__doc__ or '').strip().splitlines()[0]}")
         return
     if recipe is None or data is None or out is None:
         raise RequestError("train needs a recipe, --data and --out: langevin train emoji --data FOLDER --out RUN")
-    if recipe not in RECIPES:
-        raise RequestError(f"recipe {recipe!r} is unknown; choose one of {', '.join(RECIPES)}")
+    if recipe not in recipes:
+        raise RequestError(f"recipe {recipe!r} is unknown; choose one of {', '.join(recipes)}")
 
     import torch
 
@@ -72,7 +74,7 @@ def train(
         torch.set_num_threads(threads)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = override(RECIPES[recipe](), list(assignments or ()))
+    config = override(recipes[recipe](), list(assignments or ()))
     stages = list(config.loops)
     for name in stage or ():
         if name not in stages:
