@@ -88,6 +88,12 @@ class PixelDiffusion(System):
         "diffusion.network.attention_levels=[false, true]", "diffusion.network.num_res_blocks=1",
     )  # fmt: skip
 
+    @model_validator(mode="after")
+    def _of_one_size(self) -> PixelDiffusion:
+        if self.data.buckets is not None:
+            raise ValueError("data.buckets: models of pixels are trained at one size, set it to null")
+        return self
+
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
         return {"diffusion": self.diffusion.loop}

@@ -9,12 +9,12 @@ from enum import StrEnum
 from typing import NamedTuple, assert_never
 
 import torch
-import torch.distributed as dist
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.training.config import Config
+from langevin.training.distributed import gather_rows
 
 
 class LevelSampling(StrEnum):
@@ -171,10 +171,7 @@ class ImportanceLevels(Levels):
     def note(self, drawn: Drawn, losses: Tensor) -> None:
         assert drawn.t is not None
         rows = torch.stack([drawn.t.double(), losses.to("cpu", torch.float64)], 1)  # B 2
-        if dist.is_available() and dist.is_initialized():  # each process has a part of the batch: all learn from all
-            parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, rows)
-            rows = torch.cat(parts)
+        rows = gather_rows(rows)  # each process has a part of the batch: all learn from all
         table, seen = self.losses.cpu(), self.seen.cpu()
         for t, loss in zip(rows[:, 0].long().tolist(), rows[:, 1], strict=True):
             table[t, int(seen[t]) % table.shape[1]] = loss

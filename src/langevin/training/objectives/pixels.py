@@ -71,7 +71,7 @@ class PixelObjective:
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         streams = sample_generators(self.seed, "diffusion", step, samples)
         indices = torch.tensor([i for _, i in samples])
-        x0 = self.data.images(indices)[:, : self.channels].to(self.device)
+        x0 = self.data.views(samples, self.seed)[:, : self.channels].to(self.device)
         noised = self.denoising.noised(x0, streams, step)
         labels = None
         if self.labels is not None:

@@ -18,7 +18,7 @@ from langevin.training.pixel_diffusion import PixelDiffusion, PixelStage
 def ddpm_cifar() -> PixelDiffusion:
     """DDPM on CIFAR-10 as in the paper: 35.7 million parameters (Ho et al. 2020, appendix B); unconditional."""
     return PixelDiffusion(
-        data=DataConfig(size=32),
+        data=DataConfig(size=32, flip=0.5),
         diffusion=PixelStage(
             network=UNetConfig(
                 in_channels=3, out_channels=3, model_channels=128, channel_mult=(1, 2, 2, 2), num_res_blocks=2,
