@@ -94,19 +94,20 @@ class PixelObjective:
             uncond = Conditioning(labels=torch.full_like(labels, len(self.classes)))
         else:
             count = _PREVIEWS
-        shape = (self.channels, *self.data.pictures.shape[2:])
+        shape = (self.channels, *self.data.images(self.data.some(1)).shape[2:])
         x = sampled(model, shape, count, cond, uncond, self.preview_guidance, pixels=True)
         save_grid(path, x.expand(-1, 3, -1, -1), columns=columns)
 
 
 def check_grey(data: PictureSet) -> None:
     """DataError where a picture has a colour."""
-    for start in range(0, len(data), 4096):
-        pictures = data.pictures[start : start + 4096]
+    indices = torch.cat([torch.nonzero(data.bucket == b).flatten() for b in range(len(data.parts))])
+    for some in (i for bucket in indices.split([len(part) for part in data.parts]) for i in bucket.split(4096)):
+        pictures = data.images(some)
         coloured = (pictures[:, 1:] != pictures[:, :1]).flatten(1).any(1)
         if bool(coloured.any()):
             raise DataError(
-                f"picture {start + int(coloured.nonzero()[0])} of the data has colours, and the network has 1 channel: "
+                f"picture {int(some[coloured.nonzero()[0]])} of the data has colours, and the network has 1 channel: "
                 "set diffusion.network.in_channels and out_channels to 3, or make the pictures grey"
             )
 
