@@ -14,6 +14,7 @@ from langevin.checkpoints.config import ModelConfig
 from langevin.checkpoints.tensorfile import TensorFile, TensorInfo
 from langevin.checkpoints.transfer import Part
 from langevin.model.bundle import Family, FileLayout, SourceFile, Task, Weights
+from langevin.model.text_transformers import EncoderRecord
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText
@@ -80,6 +81,8 @@ class Checkpoint:
     extras: Mapping[str, Stored] = field(default_factory=dict)
     """What no network uses, by its name in a single file."""
     tokenizer: Tokenizer | None = None
+    encoder: EncoderRecord | None = None
+    """The text encoder, where it lies elsewhere."""
     weights: Weights = "plain"
     layout: FileLayout = field(default_factory=FileLayout)
     folder: FolderRecord | None = None

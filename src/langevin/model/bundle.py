@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from langevin.diffusion.prediction import Prediction
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 from langevin.networks.controlnet import ControlNet
 
 Task = Literal["text-to-image", "class-to-image", "unconditional", "inpainting", "depth", "upscaling"]
@@ -97,7 +97,7 @@ class ModelBundle:
     diffusion: DiffusionModel
     autoencoder: Autoencoder | None = None
     """None for a model of pixels."""
-    text: TextEncoder | None = None
+    text: PromptEncoder | None = None
     """None for a model without context."""
     controlnet: ControlNet | None = None
     """The ControlNet that a file held beside the whole model."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from langevin.checkpoints.checkpoint import Checkpoint, family_of, meta_networks, task_of
 from langevin.checkpoints.loader import Source, as_dtype, locate, open_checkpoint
 from langevin.diffusion.prediction import Prediction
+from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.chunks import Long, layout
@@ -109,6 +110,10 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     reading: dict[str, Any] = {"ema": ema, "allow_pickle": options.allow_pickle, "half": dtype.itemsize == 2}
     found = locate(options.model, revision=options.revision, **reading)
     checkpoint = open_checkpoint(found.path, prediction=options.prediction, **reading)
+    if checkpoint.encoder is not None:
+        raise RequestError(
+            f"{found.name} has the text encoder {checkpoint.encoder.kind.name}: only prompts of CLIP's are explained"
+        )
     networks = meta_networks(checkpoint.config)
     noting = _NotingUNet(checkpoint.config.unet, dtype, 1 + checkpoint.config.learned_variance)
     bundle = _bundle(checkpoint, found, networks, noting)
@@ -127,6 +132,8 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     with torch.no_grad():
         for _ in plan.sampler(denoiser, plan.x[first], plan.sigmas, plan.noise.select(first)):
             pass
+    text = bundle.text
+    assert text is None or isinstance(text, TextEncoder)  # other encoders were refused above
     prediction = checkpoint.config.prediction
     unsaid = [] if prediction else ["the file does not say what the network predicts: generating probes the weights"]
     return Explanation(
@@ -136,14 +143,14 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
             **plan.request.model_dump(mode="json"),
             **request.model_dump(mode="json", include={"seed", "seeds", "count"}),
         },
-        prompt=_texts(request.prompt or "", plan, bundle.text),
-        negative=_texts(request.negative, plan, bundle.text),
+        prompt=_texts(request.prompt or "", plan, text),
+        negative=_texts(request.negative, plan, text),
         sigmas=tuple(plan.sigmas.tolist()),
         timesteps=tuple(plan.record["timesteps"]),
         prior_scale=run_numbers(bundle.diffusion, plan.request).prior_scale,
         calls=tuple(Call(s, t, n) for s, (t, n) in zip(sigmas, noting.calls, strict=True)),
         batches=-(-count // batch),
-        text_calls=bundle.text.calls if bundle.text else 0,
+        text_calls=text.calls if text else 0,
         memory=_memory(networks, dtype, plan, noting, batch),
         notices=(*unsaid, *plan.notices),
     )

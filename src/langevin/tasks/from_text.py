@@ -23,7 +23,7 @@ from langevin.model.bundle import ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 from langevin.tasks.labels import encode_label, pixel_channels
 from langevin.tasks.manifest import describe
 from langevin.tasks.options import show
@@ -181,7 +181,7 @@ def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, An
     return options
 
 
-def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, TextEncoder | None]:
+def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, PromptEncoder | None]:
     """Both, or neither with a model of pixels."""
     name = bundle.info.name
     if bundle.info.task in ("class-to-image", "unconditional") and bundle.autoencoder is None:

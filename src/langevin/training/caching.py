@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from langevin.checkpoints.atomic import atomic_write
 from langevin.errors import CheckpointError
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.training import distributed
 from langevin.training.config import Config
@@ -84,10 +84,17 @@ def cached(
 
 
 def cached_latents(
-    network: AutoencoderKL, data: PictureSet, device: str, config: CacheConfig, run: Path
+    network: AutoencoderKL,
+    data: PictureSet,
+    device: str,
+    config: CacheConfig,
+    run: Path,
+    bucket: int = 0,
+    *,
+    mirrored: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`encode_all` of the data set through the cache: the same numbers, to the bit where they are made with the same
-    number of threads."""
+    """`encode_all` of one bucket's pictures, or of their mirror images, through the cache: the same numbers, to the bit
+    where they are made with the same number of threads."""
     folder = run / "cache" if config.folder is None else Path(config.folder)
     spread = None
     if config.cluster is not None:
@@ -95,17 +102,20 @@ def cached_latents(
 
         spread = over_cluster(config.cluster, device)
 
-    def piece(start: int, end: int) -> PictureSet:
-        return PictureSet(data.pictures[start:end], data.records[start:end], data.fingerprint)
+    pictures = data.parts[bucket]
 
-    work = partial(_encode, network, device)
-    pixels = hashlib.sha256(data.pictures.numpy().tobytes()).hexdigest()  # `data` may be a part of a set
-    found = cached(folder, weights_key(network, "latents", pixels), len(data), piece, work, spread)
+    def piece(start: int, end: int) -> PictureSet:
+        return PictureSet(pictures[start:end], [{}] * (end - start), data.fingerprint)
+
+    work = partial(_encode, network, device, mirrored)
+    pixels = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()  # `data` may be a part of a set
+    key = weights_key(network, "mirrored latents" if mirrored else "latents", pixels)
+    found = cached(folder, key, len(pictures), piece, work, spread)
     return found["mean"], found["deviation"]
 
 
-def _encode(network: AutoencoderKL, device: str, pictures: PictureSet) -> Shard:
-    mean, deviation = encode_all(network, pictures, device)
+def _encode(network: AutoencoderKL, device: str, mirrored: bool, pictures: PictureSet) -> Shard:
+    mean, deviation = encode_all(network, pictures, device, mirrored=mirrored)
     return {"mean": mean, "deviation": deviation}
 
 
@@ -140,7 +150,7 @@ class TextStates:
     through in float32 and by plain matrix products, whoever asks.
     """
 
-    def __init__(self, text: TextEncoder, device: str, limit: int = 2**30) -> None:
+    def __init__(self, text: PromptEncoder, device: str, limit: int = 2**30) -> None:
         """limit: bytes, of which the states that were asked for last are kept; in the memory of `device`."""
         self.text = text
         self.device = device
@@ -159,9 +169,8 @@ class TextStates:
         if caption in self._kept:
             self._kept.move_to_end(caption)
             return self._kept[caption]
-        tokens = self.text.tokens([caption]).to(self.device)
-        with torch.autocast(tokens.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-            state: Tensor = self.text.network(tokens, layer=self.text.layer).states[0].clone()
+        with torch.autocast(torch.device(self.device).type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+            state = self.text.states([caption])[0].clone()
         self.encoded += 1
         self._kept[caption] = state
         self._bytes += state.nbytes

@@ -13,6 +13,7 @@ from pydantic import Field
 from langevin.training.caching import CacheConfig
 from langevin.training.config import FREE, Config, LoopConfig, override
 from langevin.training.data import DataConfig, PictureSet
+from langevin.training.data.order import BucketOrder
 from langevin.training.loop import Objective, TrainingStep, train
 from langevin.training.randomness import generator
 
@@ -52,7 +53,11 @@ class System(Config, ABC):
         """Train one stage in the folder `run/STAGE`."""
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator(self.seed, "weights", stage))))
         objective = self.objective(stage, data, run, device)
-        yield from train(objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume)
+        seen: PictureSet = getattr(objective, "data", data)  # some of the pictures, perhaps
+        order = BucketOrder(self.seed, seen.bucket) if len(seen.parts) > 1 else None
+        yield from train(
+            objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume, order=order
+        )
 
     def smallest(self) -> Self:
         """The same recipe on a small scale: four steps of four samples a stage, of whatever data, with `trial`."""

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from langevin.errors import DataError
 from langevin.images.pixels import to_rgb
 from langevin.training.data import captions, classes, idx, metadata, shards
+from langevin.training.data.buckets import bucket_sizes, nearest_bucket
 from langevin.training.data.config import DataConfig
 from langevin.training.data.files import Listing, Sample, list_files
-from langevin.training.data.fitting import fit_square
+from langevin.training.data.fitting import fit_to
 from langevin.training.data.pictures import PictureSet
 
 Reader = Callable[[Listing, list[str]], Iterator[Sample]]
@@ -63,6 +65,7 @@ def read_data(folder: Path, config: DataConfig) -> PictureSet:
 def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unreadable: list[str]) -> PictureSet:
     """The samples that are wanted, as a set; a line is added to `unreadable` for each that cannot be read. Raises
     DataError as `read_data` does."""
+    sizes = bucket_sizes(config.size, config.buckets) if config.buckets else ((config.size, config.size),)
     found: dict[str, tuple[Mapping[str, Any], np.ndarray]] = {}
     for sample in samples:
         if not config.wants(sample.record):
@@ -70,7 +73,8 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
         if sample.key in found:
             raise DataError(f"the key {sample.key!r} of {sample.place} occurs twice in {folder}")
         try:
-            image = fit_square(to_rgb(sample.picture()), config.size, config.fit)
+            image = to_rgb(sample.picture())
+            image = fit_to(image, *sizes[nearest_bucket(*image.size, sizes)], config.fit)
         except DataError as error:
             unreadable.append(f"{sample.place}: {error}")
             continue
@@ -82,10 +86,21 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
             f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}{why}"
         )
     keys = sorted(found)
-    pictures = torch.from_numpy(np.stack([found[k][1] for k in keys])).permute(0, 3, 1, 2).contiguous()
+    # In the order of the sizes, those without a picture left out: one tensor for each.
+    shapes = sorted({found[k][1].shape for k in keys}, key=lambda shape: shape[1])
+    bucket = [shapes.index(found[k][1].shape) for k in keys]
+    parts = [_stacked([found[k][1] for k, b in zip(keys, bucket, strict=True) if b == i]) for i in range(len(shapes))]
     digest = hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass"))
-    digest.update(pictures.numpy().tobytes())
-    return PictureSet(pictures, [found[k][0] for k in keys], digest.hexdigest(), lines)
+    if config.buckets or config.flip:
+        digest.update(repr((bucket, [tuple(part.shape) for part in parts], config.flip)).encode())
+    for part in parts:
+        digest.update(part.numpy().tobytes())
+    return PictureSet(parts, [found[k][0] for k in keys], digest.hexdigest(), lines, bucket=bucket, flip=config.flip)
+
+
+def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 N 3 H W of pictures H W 3."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def _printable(line: str) -> str:

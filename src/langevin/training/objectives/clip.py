@@ -15,6 +15,7 @@ from langevin.model.tokenizer import Tokenizer
 from langevin.networks.clip import Clip
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
+from langevin.training.data.pictures import squared
 from langevin.training.distributed import gather_rows
 from langevin.training.randomness import generator, seed_for
 
@@ -33,7 +34,8 @@ class Pairs(NamedTuple):
 class ClipObjective:
     """Each picture is to find its own caption in the batch, and each caption its picture.
 
-    Of several processes each sees the embeddings of all.
+    The image tower takes squares: pictures of other buckets are stretched. Of several processes each sees the
+    embeddings of all.
     """
 
     whole_batch = True
@@ -65,7 +67,7 @@ class ClipObjective:
             caption(self.data.records[i], self.captions, generator(self.seed, "caption", epoch, i))
             for epoch, i in samples
         ]
-        images = self.data.images([i for _, i in samples])
+        images = squared(self.data.views(samples, self.seed), self.network.image_size)
         images = _shifted(images, generator(self.seed, "shift", step))
         names = torch.tensor([seed_for(0, text) - 2**63 for text in texts])
         return Pairs(images, short_tokens(self.tokenizer, texts), names)
@@ -90,7 +92,7 @@ class ClipObjective:
         chosen = torch.linspace(0, len(self.data) - 1, 8).long().tolist()
         tokens = short_tokens(self.tokenizer, [str(self.data.records[i]["caption"]) for i in chosen]).to(self.device)
         some = torch.cat([torch.arange(0, len(self.data), max(1, len(self.data) // 1000)), torch.tensor(chosen)])
-        images = self.data.images(some)
+        images = self.data.squares(some, self.network.image_size)
         parts = [embeddings(module, part.to(self.device), tokens) for part in images.split(100)]
         logits = torch.cat([similarity(module, a, b) for a, b in parts])
         best = logits.topk(8, dim=0).indices.T.flatten().cpu()

@@ -13,11 +13,13 @@ from langevin.images.grids import save_grid
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
+from langevin.model.text_transformers import TransformersEncoder
 from langevin.training.caching import TextStates
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.denoising import Denoising, DenoisingConfig, network_of, with_levels
+from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.previews import sampled
 from langevin.training.randomness import generator, normal, sample_generators
 
@@ -25,16 +27,16 @@ from langevin.training.randomness import generator, normal, sample_generators
 class DiffusionObjective:
     """The loss of `Denoising` on latents.
 
-    The autoencoder and the text tower are frozen: latents are encoded once, text states on the way.
+    The autoencoder and the text encoder are frozen: latents are encoded once, text states on the way.
     """
 
     def __init__(
         self,
         model: DiffusionModel,
         autoencoder: Autoencoder,
-        text: TextEncoder,
+        text: PromptEncoder,
         data: PictureSet,
-        latents: tuple[Tensor, Tensor],
+        latents: Latents,
         captions: CaptionConfig,
         *,
         seed: int,
@@ -48,9 +50,10 @@ class DiffusionObjective:
         self.denoising = Denoising(model, denoising)
         self.module: nn.Module = with_levels(model.network, self.denoising.levels).to(device)
         self.autoencoder = autoencoder
+        self.text = text
         self.states = TextStates(text, device)
         self.data = data
-        self.mean, self.deviation = latents
+        self.latents = latents
         self.captions = captions
         self.seed = seed
         self.caption_dropout = caption_dropout
@@ -64,7 +67,10 @@ class DiffusionObjective:
 
     @property
     def facts(self) -> dict[str, Any]:
+        # The encoder's files are no part of the run folder: another encoder under the same name is refused.
+        named = {"text_encoder": dict(self.text.record.files)} if isinstance(self.text, TransformersEncoder) else {}
         return {
+            **named,
             "data": self.data.fingerprint,
             "captions": self.captions.model_dump(mode="json"),
             "caption_dropout": self.caption_dropout,
@@ -73,8 +79,7 @@ class DiffusionObjective:
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         streams = sample_generators(self.seed, "diffusion", step, samples)
-        indices = torch.tensor([i for _, i in samples])
-        mean, deviation = self.mean[indices], self.deviation[indices]
+        mean, deviation = self.latents.of(samples, self.seed)
         x0 = self.autoencoder.scale_factor * (mean + deviation * normal(streams, mean.shape[1:]))
         x0 = x0.to(self.device)
         noised = self.denoising.noised(x0, streams, step)
@@ -98,5 +103,5 @@ class DiffusionObjective:
         cond = Conditioning(context=self.context(list(self.preview_prompts)))
         uncond = Conditioning(context=self.context([""] * count))
         model = replace(self.model, network=network_of(module))
-        x = sampled(model, tuple(self.mean.shape[1:]), count, cond, uncond, self.preview_guidance)
+        x = sampled(model, self.latents.shape, count, cond, uncond, self.preview_guidance)
         save_grid(path, self.autoencoder.decode(x), columns=8)
