@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -16,7 +15,7 @@ from langevin.cli.main import run as langevin
 from langevin.errors import CheckpointError, DataError
 from langevin.evaluation.extractors import open_extractor
 from langevin.networks.classifier import Classifier, ClassifierConfig
-from langevin.training.data import DataConfig, read_data
+from langevin.training.data import DataConfig, PictureSet, read_data
 from langevin.training.objectives.classifier import ClassifierObjective, Split
 
 SETTINGS = [
@@ -123,7 +122,7 @@ def test_samples_are_moved_and_mirrored_by_their_own_stream(bars: Path) -> None:
 
 def test_unfit_data_is_refused(bars: Path) -> None:
     data = read_data(bars, DataConfig(size=16))
-    unlabelled = dataclasses.replace(data, records=[{"caption": "a bar", "split": "t10k"}] * len(data))
+    unlabelled = PictureSet(data.pictures, [{"caption": "a bar", "split": "t10k"}] * len(data), data.fingerprint)
     with pytest.raises(DataError, match="has no label: a classifier needs class folders"):
         Split(unlabelled, {"split": ("t10k",)})
     with pytest.raises(DataError, match="no picture would be held out"):

@@ -49,6 +49,8 @@ class ClassifierSystem(System):
         network = self.classifier.network
         if network.size != self.data.size:
             raise ValueError(f"classifier.network.size {network.size} is not data.size {self.data.size}")
+        if self.data.buckets or self.data.flip:
+            raise ValueError("data.buckets and data.flip are not for a classifier: it takes squares, see mirror")
         if network.in_channels != 3:
             raise ValueError(f"classifier.network.in_channels {network.in_channels} is not an RGB picture's 3")
         return self
