@@ -167,13 +167,15 @@ class Tokenizer:
             raise RequestError(f"the word {word!r} of an embedding: give one without white space")
         if count < 1:
             raise RequestError(f"a word of {count} tokens: give at least 1")
+        if len(self.encode(word)) == 1:
+            raise RequestError(f"the word {word!r} of an embedding is a token already: choose another, as <{word}>")
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         first = len(self)
         ids = tuple(range(first, first + count))
         for i, token_id in enumerate(ids):
             text = word if i == 0 else f"{word}_{i}"
             backend.add_tokens([AddedToken(text, single_word=True)])
-            if backend.token_to_id(text) != token_id:
+            if backend.token_to_id(text) != token_id:  # a piece of words has just this spelling
                 raise RequestError(f"the word {text!r} of an embedding is a token already: choose another, as <{word}>")
         return replace(self, backend=backend, words={**self.words, ids[0]: ids} if count > 1 else self.words)
 

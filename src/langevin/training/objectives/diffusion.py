@@ -68,7 +68,9 @@ class DiffusionObjective:
         preview_prompts: tuple[str, ...],
         preview_guidance: float,
         device: str,
+        trains_text: bool = False,
     ) -> None:
+        """trains_text: gradients go through the text tower too, for whoever trains a part of it."""
         self.module: nn.Module = model.network.to(device)
         self.model = model
         self.autoencoder = autoencoder
@@ -82,6 +84,7 @@ class DiffusionObjective:
         self.preview_prompts = preview_prompts
         self.preview_guidance = preview_guidance
         self.device = device
+        self.trains_text = trains_text
 
     @property
     def count(self) -> int:
@@ -118,12 +121,12 @@ class DiffusionObjective:
         per_sample = (raw - target).square().mean((1, 2, 3))
         return (weight * per_sample).mean(), {"unweighted": per_sample.detach().mean()}
 
-    @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
         """Text states, B L D; equal captions are encoded once."""
         distinct = list(dict.fromkeys(texts))
         tokens = self.text.tokens(distinct).to(self.device)
-        states: Tensor = self.text.network(tokens, layer=self.text.layer).states
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains_text):
+            states: Tensor = self.text.network(tokens, layer=self.text.layer).states
         return states[torch.tensor([distinct.index(t) for t in texts])]
 
     @torch.no_grad()
