@@ -21,7 +21,15 @@ from langevin.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PARSED_ONLY = {"selftest": "tests/evaluation runs it", "train": "tests/training runs it"}
+PARSED_ONLY = {
+    "selftest": "tests/evaluation runs it",
+    "train": "tests/training runs it",
+    "finetune": "tests/training runs it",
+}
+    "selftest": "tests/evaluation runs it",
+    "train": "tests/training runs it",
+    "finetune": "tests/training runs it",
+}
 """Commands that take minutes: here their options are checked, without running."""
 
 _BLOCK = re.compile(
