@@ -26,10 +26,6 @@ PARSED_ONLY = {
     "train": "tests/training runs it",
     "finetune": "tests/training runs it",
 }
-    "selftest": "tests/evaluation runs it",
-    "train": "tests/training runs it",
-    "finetune": "tests/training runs it",
-}
 """Commands that take minutes: here their options are checked, without running."""
 
 _BLOCK = re.compile(
