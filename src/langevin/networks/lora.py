@@ -6,7 +6,7 @@ Nothing in the other networks knows of it: an adapter is attached to a layer by 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,7 +83,7 @@ class LoraAdapters(nn.Module):
     optimiser, average and checkpoints of it hold the adapters alone."""
 
     def __init__(
-        self, network: nn.Module, names: Iterator[str] | list[str], *, rank: int, alpha: float, dropout: float = 0.0
+        self, network: nn.Module, names: Iterable[str], *, rank: int, alpha: float, dropout: float = 0.0
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleDict()

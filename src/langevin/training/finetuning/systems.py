@@ -48,7 +48,7 @@ class FineTuning(System):
 
     model: ModelSource = ModelSource()
     captions: CaptionConfig = CaptionConfig(style_share=0.0, keyword_share=0.0, article_share=0.0)
-    """How a picture's caption is rephrased before it is put into the prompt; by default not at all."""
+    """How a picture's prompt is rephrased, with the record's keywords and style; by default not at all."""
 
     name: ClassVar[str]
     """Of the stage, and of the field with its options."""
