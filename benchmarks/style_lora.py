@@ -7,7 +7,7 @@ light lines on blue. FOLDER holds the captioned emoji that the model was trained
 are left out of the LoRA's training, so that it is seen to have learned a style and not these pictures. The first row of
 the sheet is the model as it is, the second the same prompts and seeds with the LoRA.
 
-Prints the training time, and for both rows and the style's own pictures how much of a picture has the style's colours.
+Prints the training time, and for both rows and the style's own pictures how much of a picture has the paper's blue.
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ def write_style(data: PictureSet, folder: Path) -> int:
 
 
 def in_style(pictures: list[Image.Image]) -> float:
-    """The share of pixels whose colour lies within 30 (of 255, in each channel) of the line from paper to ink."""
-    colours = np.stack([np.asarray(p, float) for p in pictures])
-    along = np.clip(((colours - PAPER) @ (INK - PAPER)) / ((INK - PAPER) @ (INK - PAPER)), 0, 1)[..., None]
-    return float((np.abs(colours - (PAPER + along * (INK - PAPER))).max(-1) <= 30).mean())
+    """The share of pixels that have the paper's blue: within 40 of 255 in each channel."""
+    colours = np.stack([np.asarray(picture, float) for picture in pictures])
+    return float((np.abs(colours - PAPER).max(-1) <= 40).mean())
 
 
 def main() -> None:
@@ -111,7 +110,7 @@ def main() -> None:
     rows = [[m.generate(f"{p}, blueprint", seed=i).images[0] for i, p in enumerate(PROMPTS)] for m in (plain, tuned)]
     style = [blueprint(picture) for picture in data.pictures[:100]]
     for name, pictures in (("before", rows[0]), ("after", rows[1]), ("the style's own pictures", style)):
-        print(f"{name}: {in_style(pictures):.2f} of the pixels have its colours")
+        print(f"{name}: {in_style(pictures):.2f} of the pixels have the paper's blue")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     together = torch.cat([to_tensor(p) for row in rows for p in row])
     contact_sheet(together, columns=len(PROMPTS)).save(arguments.output)

@@ -271,7 +271,7 @@ def test_what_cannot_be_tuned_is_refused(
         ("lora", model_file, ("--set", "model.nothing=1"), "there is no field 'nothing'"),
         ("dreambooth", model_file, ("--prompt", "a sks"), "finetune dreambooth needs --class-prompt"),
         ("textual-inversion", model_file, ("--word", "<x>"), "finetune textual-inversion needs --start"),
-        ("textual-inversion", model_file, ("--word", "Apple", "--start", "a"), "is a token already"),
+        ("textual-inversion", model_file, ("--word", "A", "--start", "red"), "is a token already"),
         ("textual-inversion", model_file, ("--word", "a b", "--start", "a"), "without white space"),
         ("textual-inversion", model_file, ("--word", "<x>", "--start", " "), "hold no token"),
         ("textual-inversion", model_file, ("--word", "<x>", "--start", "a", "--prompt", "x"), "{word} is not in it"),
