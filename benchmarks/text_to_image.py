@@ -1,9 +1,8 @@
 """Langevin and diffusers side by side, alternating in one run: medians, ratios, and how far the results are apart.
 
     python benchmarks/text_to_image.py process [--rounds 5]
-        A fresh process each time: import, load, 20 steps with guidance, save a PNG. The model has the packaged one's
-        shape but for attention in the middle of its U-Net, without which diffusers has no form for it, and random
-        weights; diffusers reads the folder that `langevin convert` writes and runs the same solver (DPM-Solver++ 2M).
+        A fresh process each time: import, load, 20 steps with guidance, save a PNG, with the packaged model;
+        diffusers reads the folder that `langevin convert` writes and runs the same solver (DPM-Solver++ 2M).
 
     python benchmarks/text_to_image.py step [--rounds 3] [--dtype float32] [--size 512]
         One guided call (two images) of a U-Net of Stable Diffusion 1.5's shape with random weights, the same in both.
@@ -14,7 +13,6 @@ Needs the `test` extra. Run it on a machine that does nothing else; the hardware
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import platform
 import statistics
@@ -91,11 +89,10 @@ def whole_process(rounds: int) -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model.safetensors")
+        model = Path(langevin.__file__).parent / "data" / "emoji.safetensors"
         subprocess.run(
-            [sys.executable, "-m", "langevin", "convert", folder / "model.safetensors", folder / "model", "--to",
-             "diffusers"], check=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "langevin", "convert", model, folder / "model", "--to", "diffusers"], check=True
+        )
         script = folder / "peer.py"
         script.write_text(DIFFUSERS)
 
@@ -106,29 +103,12 @@ def whole_process(rounds: int) -> None:
 
         alternate(
             rounds,
-            lambda: timed(sys.executable, "-m", "langevin", "generate", PROMPT, "--model", folder / "model.safetensors",
-                          "--seed", 0, "--steps", 20, "--guidance", 4, "-o", folder / "ours.png"),
+            lambda: timed(sys.executable, "-m", "langevin", "generate", PROMPT, "--model", model, "--seed", 0,
+                          "--steps", 20, "--guidance", 4, "-o", folder / "ours.png"),
             lambda: timed(sys.executable, script, folder / "model", PROMPT, folder / "theirs.png", 4),
         )  # fmt: skip
         a, b = (np.asarray(Image.open(folder / n).convert("RGB")).astype(int) for n in ("ours.png", "theirs.png"))
         print(f"the two pictures differ by {np.abs(a - b).max()} of 255 at most, {np.abs(a - b).mean():.3f} on average")
-
-
-def write_model(path: Path) -> None:
-    """The packaged model with random weights, and with attention in the middle of the U-Net."""
-    import torch
-
-    from langevin.checkpoints.memory import checkpoint_of
-    from langevin.checkpoints.original import write_original
-    from langevin.networks.unet import UNet
-
-    bundle = langevin.load().bundle
-    unet = bundle.diffusion.network
-    assert isinstance(unet, UNet)
-    torch.manual_seed(0)
-    network = UNet(dataclasses.replace(unet.config, middle_attention=True)).eval()
-    changed = dataclasses.replace(bundle, diffusion=dataclasses.replace(bundle.diffusion, network=network))
-    write_original(checkpoint_of(changed), path, dtype="F16", overwrite=True)
 
 
 def one_step(rounds: int, dtype_name: str, size: int) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from langevin.checkpoints.loader import load_bundle
 from langevin.cli.main import run as langevin
+from langevin.training.data import DataConfig, read_data
 from langevin.training.recipes import RECIPES
 
 TINY = [
@@ -25,7 +26,8 @@ TINY = [
     "clip.loop.batch_size=8", "clip.loop.save_every=3", "clip.loop.log_every=2",
     "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
     "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
-    "diffusion.network.context_channels=32", 'diffusion.preview_prompts=["a red circle", "a blue square"]',
+    "diffusion.network.context_channels=32", 'diffusion.include={"style": ["flat"]}',
+    'diffusion.preview_prompts=["a red circle", "a blue square"]',
     "diffusion.loop.steps=6", "diffusion.loop.batch_size=4", "diffusion.loop.save_every=3",
     "diffusion.loop.log_every=2",
 ]  # fmt: skip
@@ -108,6 +110,25 @@ def test_wrong_words_are_one_line_and_exit_code_2(
         assert message in capsys.readouterr().err
     assert train(shapes, tmp_path / "r", "--stage", "diffusion") == 2
     assert "is not finished: train --stage autoencoder first" in capsys.readouterr().err
+
+
+def test_the_denoiser_may_learn_from_some_of_the_pictures(shapes: Path, run_folder: Path) -> None:
+    data = read_data(shapes, DataConfig(size=32))
+    flat = data.only({"style": ("flat",)})
+    assert len(flat) == 12 and {r["style"] for r in flat.records} == {"flat"} and flat.fingerprint != data.fingerprint
+    first = next(i for i, r in enumerate(data.records) if r["style"] == "flat")
+    assert torch.equal(flat.pictures[0], data.pictures[first])
+    papers = [json.loads((p / "state.json").read_text()) for p in run_folder.glob("*/checkpoints/00000006")]
+    seen = {p["facts"]["data"] for p in papers}
+    assert len(papers) == 3 and len(seen) == 2  # autoencoder and CLIP saw all
+
+
+def test_a_choice_that_leaves_the_denoiser_nothing_is_refused_before_the_first_stage(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(shapes, tmp_path / "r", "--set", 'diffusion.include={"style": ["oil"]}') == 2
+    assert 'none of the 22 pictures has {"style": ["oil"]}' in capsys.readouterr().err
+    assert not list((tmp_path / "r").glob("*/checkpoints/*"))
 
 
 def no_stage(*args: object, **kwargs: object) -> None:

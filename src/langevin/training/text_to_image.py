@@ -59,6 +59,9 @@ class DiffusionStage(Config):
     """How often the caption is left empty, for classifier-free guidance."""
     weighting: Weighting = Weighting.SNR_PLUS_ONE
     """Of the noise levels in the loss."""
+    include: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The denoiser learns only from samples that have one of the values in each of these fields of their records; the
+    other stages learn from all."""
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -110,6 +113,8 @@ class TextToImageConfig(System):
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
+        # Asked for in every stage: a choice that leaves nothing is to be refused before the first, not after it.
+        denoised = data.only(self.diffusion.include) if self.diffusion.include else data
         match stage:
             case "autoencoder":
                 part = self.autoencoder
@@ -126,7 +131,7 @@ class TextToImageConfig(System):
                 network = Clip(ClipText(_text_config(self, tokenizer)), ClipImage(self.clip.image))
                 return ClipObjective(network, tokenizer, data, self.captions, seed=self.seed, device=device)
             case "diffusion":
-                return _diffusion_objective(self, data, run, device)
+                return _diffusion_objective(self, data, denoised, run, device)
             case _:
                 raise ValueError(f"there is no stage {stage!r}")
 
@@ -188,7 +193,9 @@ def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextCon
     return dataclasses.replace(config.clip.text, vocabulary=len(tokenizer), eos_token=tokenizer.eos)
 
 
-def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path, device: str) -> DiffusionObjective:
+def _diffusion_objective(
+    config: TextToImageConfig, data: PictureSet, denoised: PictureSet, run: Path, device: str
+) -> DiffusionObjective:
     for stage, loop in (("autoencoder", config.autoencoder.loop), ("clip", config.clip.loop)):
         if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
@@ -199,12 +206,12 @@ def _diffusion_objective(config: TextToImageConfig, data: PictureSet, run: Path,
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    latents = encode_all(codec.network, data, device)
+    latents = encode_all(codec.network, denoised, device)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,
         text,
-        data,
+        denoised,
         latents,
         config.captions,
         seed=config.seed,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from langevin.errors import DataError
+from langevin.training.data.config import DataConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,3 +34,12 @@ class PictureSet:
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """float32 B 3 H W in [-1, 1]."""
         return self.pictures[torch.as_tensor(indices)].float() / 127.5 - 1
+
+    def only(self, include: Mapping[str, tuple[str, ...]]) -> PictureSet:
+        """The samples each of whose fields in `include` has one of the values. Raises DataError where none has."""
+        wanted = DataConfig(include=dict(include))
+        kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
+        if not kept:
+            raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
+        name = hashlib.sha256(f"{self.fingerprint} {json.dumps(include, sort_keys=True)}".encode()).hexdigest()
+        return PictureSet(self.pictures[kept], [self.records[i] for i in kept], name)
