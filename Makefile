@@ -1,5 +1,6 @@
 # `make demo`: install into .venv and make a picture, offline but for the installation.
 # `make test`: the default test suite. `make test-slow`: full-size files. `make check`: lint, types, layers.
+# `make test-resume`: kill a training run at 200 random moments, with and without workers, and compare the bytes.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,test,dev]'
 	@touch $@
 
-.PHONY: demo test test-slow check
+.PHONY: demo test test-slow test-resume check
 demo: $(VENV)/.installed
 	$(BIN)/langevin generate "a red apple" --output apple.png
 	@echo "the picture: $(CURDIR)/apple.png"
@@ -23,6 +24,9 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+test-resume: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow tests/training/test_killed.py
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

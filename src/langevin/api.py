@@ -38,12 +38,14 @@ class Model:
         the file does. Raises CheckpointError for a file that does not fit, RequestError for a word that is taken."""
         return Model(add_embedding(self.bundle, path, word))
 
-    def plan(self, prompt: str, **options: Any) -> Plan:
+    def plan(self, prompt: str | None = None, **options: Any) -> Plan:
         """What `generate` would run. Options are those of `GenerateRequest`; raises RequestError."""
         return text_to_image(self.bundle, GenerateRequest(prompt=prompt, **options))
 
-    def generate(self, prompt: str, *, preview: Callable[[Run], None] | None = None, **options: Any) -> Result:
-        """Pictures from a text.
+    def generate(
+        self, prompt: str | None = None, *, preview: Callable[[Run], None] | None = None, **options: Any
+    ) -> Result:
+        """Pictures from a text; with models of classes, from `label=`, a name or a number.
 
         Options are those of `GenerateRequest`: steps, sampler, guidance, seed, count, width, height ... `preview` is
         called after every step with the run: `run.progress`, `run.step`, `run.preview()`; raise in it to stop.

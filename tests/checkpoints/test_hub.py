@@ -133,6 +133,21 @@ def test_variants_and_revisions(hub: FakeHub, ask: Any) -> None:
     assert "no revision nowhere" in ask(id="owner/name", revision="nowhere")["error"]
 
 
+def test_text_encoders(hub: FakeHub, ask: Any) -> None:
+    needed = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"weights"}
+    other = {
+        "pytorch_model.bin": b"pickle",
+        "flax_model.msgpack": b"",
+        "spiece.model": b"",
+        "onnx/model.safetensors": b"",
+    }
+    commit = hub.publish("owner/t5", needed | other)
+    answer = ask(id="owner/t5", kind="text-encoder")
+    assert answer["commit"] == commit and cached(answer["path"]) == {*needed}
+    hub.publish("owner/old", {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    assert "only pickled weights (pytorch_model.bin)" in ask(id="owner/old", kind="text-encoder")["error"]
+
+
 def test_single_files(hub: FakeHub, ask: Any) -> None:
     commit = hub.publish("owner/one", {"sub/m.safetensors": b"1", "README.md": b""})
     hub.publish("owner/two", {"a.safetensors": b"1", "b.safetensors": b"2"})

@@ -37,7 +37,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate"], "missing argument 'PROMPT'"),
+        (["generate"], "prompt is missing: say what to draw"),
         (["generate", "a", "--steps", "0"], "steps 0 is out of bounds: give 1 to 1000"),
         (["generate", "a", "--steps", "many"], "invalid value for '--steps'"),
         (["generate", "a", "--seeds", "1,b"], "seeds 'b' is not a whole number"),

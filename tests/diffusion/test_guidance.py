@@ -126,6 +126,12 @@ def test_clipping() -> None:
     assert torch.equal(x0, (3 * X).clamp(-0.5, 0.5))
 
 
+def test_clipping_does_not_hide_what_is_not_finite() -> None:
+    broken = torch.tensor([float("inf"), -float("inf"), float("nan"), 3.0])
+    x0 = clipped(lambda x, sigma: Estimate(broken))(X, 1.0).x0
+    assert torch.equal(x0.isfinite(), torch.tensor([False, False, False, True])) and x0[3] == 1
+
+
 def test_dynamic_thresholding_is_imagens() -> None:
     big = torch.stack([X[0] * 4, X[0] * 0.01])  # the second image lies inside [-1, 1]
     got = dynamically_thresholded(lambda x, sigma: Estimate(x), percentile=0.9)(big, 1.0).x0

@@ -41,7 +41,7 @@ def png(picture: Image.Image) -> bytes:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures in two shards with the fields of the emoji data set."""
+    """Twelve pictures in two shards with the fields of the emoji data set, and a label."""
     folder = tmp_path_factory.mktemp("shapes")
     for style in ("flat", "icon"):
         with tarfile.open(folder / f"{style}.tar", "w") as tar:
@@ -52,9 +52,23 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "caption": f"{colour} {shape}",
                         "keywords": [colour, shape, "geometry"],
                         "style": style,
+                        "label": SHAPES.index(shape),
                         "split": "val" if (colour, shape) == ("red", "square") else "train",
                         "key": key,
                     }
                     add(tar, f"{key}.png", png(draw(shape, colour)))
                     add(tar, f"{key}.json", json.dumps(record).encode())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every recipe can take: captioned pictures with a style, a split and a label, without colours."""
+    folder = tmp_path_factory.mktemp("grey")
+    with tarfile.open(folder / "grey.tar", "w") as tar:
+        for i in range(24):
+            shape, shade = SHAPES[i % 3], ("black", "dimgray", "gray", "darkgray")[i % 4]
+            record = {"caption": f"{shade} {shape}", "style": "flat", "split": "train", "label": i % 3, "key": str(i)}
+            add(tar, f"{i}.png", png(draw(shape, shade)))
+            add(tar, f"{i}.json", json.dumps(record).encode())
     return folder

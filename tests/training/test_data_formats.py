@@ -17,7 +17,7 @@ from tests.training.test_text_to_image import no_stage, train
 
 from langevin.errors import DataError
 from langevin.training.data import DataConfig, PictureSet, read_data
-from langevin.training.data.fitting import Fit, fit_square
+from langevin.training.data.fitting import Fit, fit_to
 
 PNG = png(Image.new("RGB", (16, 16), (255, 0, 0)))
 SIZE16 = DataConfig(size=16)
@@ -286,12 +286,12 @@ def test_every_fit_gives_the_stated_pixels(width: int, height: int) -> None:
         even = picture.width % w == 0 and picture.height % h == 0
         return picture if picture.size == (w, h) else picture.resize((w, h), box if even else lanczos)
 
-    assert fit_square(image, 8, Fit.STRETCH).tobytes() == resized(image, 8, 8).tobytes()
+    assert fit_to(image, 8, 8, Fit.STRETCH).tobytes() == resized(image, 8, 8).tobytes()
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
     square = image.crop((left, top, left + side, top + side))
-    assert fit_square(image, 8, Fit.CROP).tobytes() == resized(square, 8, 8).tobytes()
-    padded = np.asarray(fit_square(image, 8, Fit.PAD))
+    assert fit_to(image, 8, 8, Fit.CROP).tobytes() == resized(square, 8, 8).tobytes()
+    padded = np.asarray(fit_to(image, 8, 8, Fit.PAD))
     inner = {(12, 8): (8, 5), (8, 12): (5, 8), (31, 17): (8, 4), (16, 16): (8, 8), (1, 4000): (1, 8), (32, 16): (8, 4)}
     w, h = inner[width, height]
     x, y = (8 - w) // 2, (8 - h) // 2

@@ -18,6 +18,7 @@ from langevin.checkpoints.loader import load_bundle
 from langevin.checkpoints.safetensors_file import SafetensorsFile
 from langevin.cli.main import run as cli
 from langevin.images.png import read_png
+from langevin.model.text import TextEncoder
 from langevin.training.system import System
 
 LOOP = ("steps=6", "batch_size=2", "save_every=2", "log_every=2", "warmup=1", "learning_rate=0.01",
@@ -115,7 +116,7 @@ def test_training_with_adapters_is_running_with_them_merged(runs: dict[str, Path
     tuned.module.load_state_dict(newest(runs["lora"], "lora", "ema"))
     tuned.module.eval()
     merged = langevin.load(model_file).with_lora(runs["lora"] / "lora.safetensors").bundle
-    assert merged.text is not None
+    assert isinstance(merged.text, TextEncoder)
     tokens = merged.text.tokens(["a red circle"])
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -137,7 +138,7 @@ def test_a_new_word_changes_no_other(runs: dict[str, Path], model_file: Path, ba
     model = langevin.load(model_file)
     changed = model.with_embedding(folder / "learned_embeds.safetensors")
     before, after = model.bundle.text, changed.bundle.text
-    assert before is not None and after is not None
+    assert isinstance(before, TextEncoder) and isinstance(after, TextEncoder)
     name = "text_model.embeddings.token_embedding.weight"
     rows, more = before.network.get_parameter(name), after.network.get_parameter(name)
     assert torch.equal(more[: len(rows)], rows) and torch.equal(more[len(rows) :], a1111["emb_params"])

@@ -3,56 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from tests.training.small import CONFIG, Regression
+from torch import Tensor
 
 from langevin.errors import CheckpointError, NotFiniteError, RequestError
 from langevin.training import checkpointing
-from langevin.training.config import LoopConfig
 from langevin.training.loop import learning_rate, train
-from langevin.training.randomness import generator
-
-
-class Regression:
-    """y = W x with noise from the step's own stream."""
-
-    count = 40
-
-    def __init__(self, data: str = "a", poison: int | None = None, width: int = 8, dropout: float = 0.0) -> None:
-        torch.manual_seed(7)
-        self.module: nn.Module = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, 2))
-        self.x = torch.randn(self.count, 4, generator=generator(1, "x"))
-        self.y = self.x[:, :2] * 2 - self.x[:, 2:]
-        self.facts: dict[str, Any] = {"data": data}
-        self.poison = poison
-
-    def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        index = torch.tensor([i for _, i in samples])
-        noise = 0.05 * torch.randn(len(index), 4, generator=generator(0, "noise", step))
-        loss = (self.module(self.x[index] + noise).float() - self.y[index]).square().mean()
-        if step == self.poison:
-            loss = loss * float("nan")
-        return loss, {"twice": 2 * loss.detach()}
-
-    def preview(self, module: nn.Module, path: Path) -> None:
-        path.write_bytes(b"drawn")
-
-
-CONFIG = LoopConfig(
-    steps=60, batch_size=7, learning_rate=0.02, warmup=5, save_every=10, sample_every=30, log_every=5,
-    precision="float32",
-)  # fmt: skip
 
 
 def state_of(run: Path) -> dict[str, dict[str, Tensor]]:
@@ -92,31 +54,6 @@ def test_a_stopped_run_goes_on_to_the_very_same_state(tmp_path: Path, stop: int)
     assert_same(tmp_path / "whole", tmp_path / "cut")
     rows = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert rows == sorted(set(rows))
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import tests.training.test_loop as t
-for step in t.train(t.Regression(), t.CONFIG, Path(sys.argv[1]), seed=0, resume=True):
-    if step.step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_a_killed_run_goes_on_to_the_very_same_state(tmp_path: Path) -> None:
-    for _ in train(Regression(), CONFIG, tmp_path / "whole", seed=0):
-        pass
-    root = Path(__file__).parents[2]
-    for stop in (4, 17, 38):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(stop)], cwd=root, env={
-            **os.environ, "PYTHONPATH": str(root)}, check=False)  # fmt: skip
-        assert done.returncode == -signal.SIGKILL
-    for _ in train(Regression(), CONFIG, tmp_path / "killed", seed=0, resume=True):
-        pass
-    assert_same(tmp_path / "whole", tmp_path / "killed")
-    rows = [json.loads(line)["step"] for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == list(range(5, 61, 5))
 
 
 def test_dropout_too_is_a_function_of_the_step(tmp_path: Path) -> None:
@@ -242,29 +179,6 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path: Path
         for _ in train(Root(), CONFIG, tmp_path, seed=0):
             pass
     assert checkpointing.steps_saved(tmp_path / "checkpoints") == []
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
-def test_a_failed_save_leaves_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    calls = 0
-
-    def full(*args: object, **kwargs: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 5:  # the second file of the second checkpoint
-            raise error
-        original(*args, **kwargs)  # type: ignore[arg-type]
-
-    original = checkpointing.save_file
-    monkeypatch.setattr(checkpointing, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"00000020 cannot be written .*No space.*the checkpoints before it"):
-        for _ in train(Regression(), CONFIG, tmp_path, seed=0):
-            pass
-    folder = tmp_path / "checkpoints"
-    assert checkpointing.steps_saved(folder) == [10]
-    assert [p.name for p in folder.iterdir()] == ["00000010"]
 
 
 def test_the_learning_rate_rises_then_falls_as_a_half_cosine() -> None:

@@ -15,21 +15,14 @@ from langevin.checkpoints.loader import load_bundle
 from langevin.cli.main import run as langevin
 from langevin.training.data import DataConfig, read_data
 from langevin.training.recipes import RECIPES
+from langevin.training.text_to_image import TextToImageConfig
 
 TINY = [
-    "data.size=32", 'data.include={"split": ["train"]}', "data.exclude={}",
-    "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]", "autoencoder.loop.steps=6",
-    "autoencoder.loop.batch_size=4", "autoencoder.loop.save_every=3", "autoencoder.loop.log_every=2",
-    "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1", "clip.text.mlp_width=64",
-    "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32", "clip.image.heads=2",
-    "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16", "clip.loop.steps=6",
-    "clip.loop.batch_size=8", "clip.loop.save_every=3", "clip.loop.log_every=2",
-    "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
-    "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
-    "diffusion.network.context_channels=32", 'diffusion.include={"style": ["flat"]}',
-    'diffusion.preview_prompts=["a red circle", "a blue square"]',
-    "diffusion.loop.steps=6", "diffusion.loop.batch_size=4", "diffusion.loop.save_every=3",
-    "diffusion.loop.log_every=2",
+    *TextToImageConfig.trial, 'data.include={"split": ["train"]}', "data.exclude={}",
+    "autoencoder.loop.steps=6", "autoencoder.loop.batch_size=4", "autoencoder.loop.save_every=3",
+    "autoencoder.loop.log_every=2", "clip.loop.steps=6", "clip.loop.batch_size=8", "clip.loop.save_every=3",
+    "clip.loop.log_every=2", "diffusion.loop.steps=6", "diffusion.loop.batch_size=4", "diffusion.loop.save_every=3",
+    "diffusion.loop.log_every=2", 'diffusion.include={"style": ["flat"]}',
 ]  # fmt: skip
 
 
@@ -184,13 +177,18 @@ def test_a_further_sitting_has_to_fit_the_first(
     assert "diffusion: goes on from step 6" in capsys.readouterr().err
 
 
-def test_without_a_terminal_progress_is_lines(
+def test_without_a_terminal_progress_is_lines_and_curves_are_drawn_on_the_way(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import langevin.training.run as command
 
+    drawn = []
     monkeypatch.setattr(command, "_LINE_EVERY", 0.0)
-    assert train(shapes, tmp_path / "r", "--stage", "autoencoder") == 0
+    monkeypatch.setattr(command, "plot_metrics", lambda folder: drawn.append((folder / "metrics.jsonl").read_text()))
+    more = ("--stage", "autoencoder", "--tensorboard", "--set", "autoencoder.loop.sample_every=2")
+    assert train(shapes, tmp_path / "r", *more) == 0
+    assert [len(text.splitlines()) for text in drawn] == [1, 2, 3, 3]
+    assert list((tmp_path / "r" / "autoencoder" / "tensorboard").glob("events.*"))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("autoencoder ")]
     assert [line.split(":")[0] for line in lines[:3]] == [f"autoencoder {n}/6" for n in (2, 4, 6)]
     assert all("loss" in line and "min left" in line for line in lines[:3])
@@ -209,4 +207,5 @@ def test_the_second_ctrl_c_does_not_wait_for_the_step() -> None:
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert langevin(["train", "--list"]) == 0
-    assert all(name in capsys.readouterr().out for name in RECIPES)
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in RECIPES)

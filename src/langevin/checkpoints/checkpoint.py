@@ -14,6 +14,7 @@ from langevin.checkpoints.config import ModelConfig
 from langevin.checkpoints.tensorfile import TensorFile, TensorInfo
 from langevin.checkpoints.transfer import Part
 from langevin.model.bundle import Family, FileLayout, SourceFile, Task, Weights
+from langevin.model.text_transformers import EncoderRecord
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText
@@ -80,6 +81,8 @@ class Checkpoint:
     extras: Mapping[str, Stored] = field(default_factory=dict)
     """What no network uses, by its name in a single file."""
     tokenizer: Tokenizer | None = None
+    encoder: EncoderRecord | None = None
+    """The text encoder, where it lies elsewhere."""
     weights: Weights = "plain"
     layout: FileLayout = field(default_factory=FileLayout)
     folder: FolderRecord | None = None
@@ -140,7 +143,10 @@ def text_names_of(unet: UNetConfig) -> TextNames:
 
 
 def task_of(config: ModelConfig) -> Task:
-    """By what comes beside the latent: mask and masked latent, depth, or a picture with its noise level."""
+    """By what comes beside the latent: mask and masked latent, depth, or a picture with its noise level; without a
+    context, by whether there are classes."""
+    if config.unet.context_channels is None:
+        return "unconditional" if config.unet.num_classes is None else "class-to-image"
     latent = config.autoencoder.latent_channels if config.autoencoder else config.unet.in_channels
     match config.unet.in_channels - latent:
         case 1:

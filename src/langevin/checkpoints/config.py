@@ -29,7 +29,7 @@ T = TypeVar("T")
 class ScheduleConfig:
     """A noise schedule by the rule that made it."""
 
-    kind: Literal["scaled_linear", "linear", "cosine", "betas"] = "scaled_linear"
+    kind: Literal["scaled_linear", "linear", "cosine", "sigmoid", "geometric", "betas"] = "scaled_linear"
     steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -51,6 +51,10 @@ class ScheduleConfig:
                 schedule = NoiseSchedule.linear(self.steps, self.beta_start, self.beta_end)
             case "cosine":
                 schedule = NoiseSchedule.cosine(self.steps)
+            case "sigmoid":
+                schedule = NoiseSchedule.sigmoid(self.steps)
+            case "geometric":
+                schedule = NoiseSchedule.geometric(self.steps)
             case "betas":
                 schedule = NoiseSchedule.from_betas(torch.tensor(self.betas, dtype=torch.float64))
         return schedule.rescaled_zero_terminal_snr() if self.zero_terminal_snr else schedule
@@ -73,6 +77,8 @@ KNOWN_SCHEDULES = (
     dataclasses.replace(STABLE_DIFFUSION, zero_terminal_snr=True),
     ScheduleConfig(kind="linear", beta_start=1e-4, beta_end=0.02),
     ScheduleConfig(kind="cosine"),
+    ScheduleConfig(kind="cosine", zero_terminal_snr=True),
+    ScheduleConfig(kind="geometric"),
 )
 
 
@@ -104,6 +110,8 @@ class ModelConfig:
     sigma_data: float = 0.5
     scale_factor: float = 0.18215
     defaults: Defaults = Defaults()
+    classes: tuple[str, ...] = ()
+    """Names of the U-Net's classes, by label. One embedding more than these is that of no class, for guidance."""
 
     def to_json(self) -> str:
         """The text that our single files carry as metadata."""

@@ -194,8 +194,7 @@ def _answers(bundle: ModelBundle) -> dict[str, Tensor]:
     config: Any = bundle.diffusion.network.config
     context = None
     if bundle.text is not None:
-        tokens = bundle.text.tokens(["a red apple on a table"])
-        context = answers["text encoder"] = bundle.text.network(tokens, bundle.text.layer).states
+        context = answers["text encoder"] = bundle.text.states(["a red apple on a table"])
     elif config.context_channels is not None:
         context = noise(1, 77, config.context_channels)
     z, t = noise(1, config.in_channels, 16, 8), torch.tensor([321.5])

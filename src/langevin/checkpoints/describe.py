@@ -144,6 +144,8 @@ def _ours(text: str) -> dict[str, Any]:
         size = (data["defaults"]["width"], data["defaults"]["height"])
         context = data["unet"]["context_channels"]
         prediction = data["prediction"]
+        of_pixels = {"what": "a diffusion model of pixels"} if data["autoencoder"] is None else {}
+        classes = [str(name) for name in data.get("classes", ())]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {"prediction": None, "prediction_from": f"{CONFIG_KEY} is damaged"}
     return {
@@ -151,6 +153,8 @@ def _ours(text: str) -> dict[str, Any]:
         "prediction": prediction,
         "prediction_from": f"the file's {CONFIG_KEY}",
         "size": size,
+        **of_pixels,
+        **({"classes": classes} if classes else {}),
     }
 
 

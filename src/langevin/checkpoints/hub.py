@@ -30,6 +30,7 @@ _MODEL_FILES = (
     "tokenizer/tokenizer_config.json",
     "tokenizer/special_tokens_map.json",
 )
+_ENCODER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _COMPONENTS = (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"))
 
 
@@ -67,7 +68,7 @@ def fetch(
     repository: Repository,
     *,
     revision: str | None = None,
-    kind: Literal["model", "controlnet"] = "model",
+    kind: Literal["model", "controlnet", "text-encoder"] = "model",
     non_ema: bool = False,
     half: bool = False,
     allow_pickle: bool = False,
@@ -94,9 +95,13 @@ def fetch(
     commit = _commit(index, first)
     names = _listing(repository, commit, index.parent)
     order = variants(half=half, non_ema=non_ema)
-    # A ControlNet's weights lie at the top.
-    components = _COMPONENTS if kind == "model" else (("", "diffusion_pytorch_model"),)
-    for name in _MODEL_FILES if kind == "model" else ():
+    # The weights of a ControlNet or a text encoder lie at the top.
+    components, texts = {
+        "model": (_COMPONENTS, _MODEL_FILES),
+        "controlnet": ((("", "diffusion_pytorch_model"),), ()),
+        "text-encoder": ((("", "model"),), _ENCODER_FILES),
+    }[kind]
+    for name in texts:
         if name in names:
             _download(repository, name, commit)
     for folder, stem in components:

@@ -17,6 +17,7 @@ from langevin.checkpoints import hub
 from langevin.checkpoints.checkpoint import Checkpoint, family_of, meta_networks, task_of
 from langevin.checkpoints.controlnets import ControlCheckpoint, fetch_control, open_control_file, open_control_folder
 from langevin.checkpoints.diffusers_folder import open_folder
+from langevin.checkpoints.encoders import encoder_of
 from langevin.checkpoints.original import open_original
 from langevin.checkpoints.pickled import SUFFIXES as PICKLED
 from langevin.checkpoints.pickled import PickledFile
@@ -30,7 +31,7 @@ from langevin.errors import CheckpointError, RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder, TextEncoder
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText
 from langevin.networks.controlnet import ControlNet
@@ -126,8 +127,10 @@ def build(checkpoint: Checkpoint, found: Source, dtype: torch.dtype, device: str
         part: load_into(network, checkpoint.parts[part], dtype, device)
         for part, network in meta_networks(config).items()
     }
-    text = None
-    if config.text is not None:
+    text: PromptEncoder | None = None
+    if checkpoint.encoder is not None:
+        text = encoder_of(checkpoint.encoder, [file.path for file in checkpoint.files], dtype, device)
+    elif config.text is not None:
         network = networks["text"]
         assert isinstance(network, ClipText) and checkpoint.tokenizer is not None
         text = TextEncoder(network, checkpoint.tokenizer, config.text_layer)
@@ -165,7 +168,13 @@ def build(checkpoint: Checkpoint, found: Source, dtype: torch.dtype, device: str
     extras: dict[str, Tensor] = {name: stored.read() for name, stored in checkpoint.extras.items()}
     model = DiffusionModel(networks["unet"], schedule, prediction, config.sigma_data, config.learned_variance)
     return ModelBundle(
-        diffusion=model, autoencoder=autoencoder, text=text, controlnet=control, info=info, extras=extras
+        diffusion=model,
+        autoencoder=autoencoder,
+        text=text,
+        controlnet=control,
+        classes=config.classes,
+        info=info,
+        extras=extras,
     )
 
 

@@ -24,6 +24,7 @@ from langevin.checkpoints.safetensors_file import SafetensorsFile, write_safeten
 from langevin.checkpoints.tensorfile import FLOATS, TensorInfo, dtype_name, in_words
 from langevin.errors import CheckpointError
 from langevin.model.bundle import ModelBundle
+from langevin.model.text import TextEncoder
 from langevin.networks.lora import LoraWeights, fits
 from langevin.networks.unet import UNet
 
@@ -72,7 +73,7 @@ def layer_names(bundle: ModelBundle) -> dict[str, dict[str, str]]:
     unet = bundle.diffusion.network
     assert isinstance(unet, UNet)
     found = {"unet": _named(unet, places.diffusers_unet([f"{n}.weight" for n in _layers(unet)], unet.config))}
-    if bundle.text is not None:
+    if isinstance(bundle.text, TextEncoder):
         text = bundle.text.network
         found["text"] = _named(text, places.identity(f"{n}.weight" for n in _layers(text)))
     return found

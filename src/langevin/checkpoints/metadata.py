@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from langevin.checkpoints.checkpoint import Checkpoint, FolderFile, FolderRecord, TextNames
 from langevin.checkpoints.config import CONFIG_KEY, TOKENIZER_KEY, ModelConfig, strict
+from langevin.checkpoints.encoders import ENCODER_KEY, encoder_json
 from langevin.checkpoints.recognise import recognise
 from langevin.checkpoints.shapes import Shape, clip_text_shape, controlnet_shape, openclip_text_shape
 from langevin.checkpoints.tensorfile import TensorFile, TensorInfo
@@ -43,6 +44,8 @@ def metadata_for(checkpoint: Checkpoint, tensors: Mapping[str, TensorInfo]) -> d
         text = checkpoint.tokenizer.to_json()
         if text != standard_tokenizer(checkpoint.layout.text).to_json():
             metadata[TOKENIZER_KEY] = text
+    if checkpoint.encoder is not None:
+        metadata[ENCODER_KEY] = encoder_json(checkpoint.encoder)
     if checkpoint.folder is not None:
         record = dataclasses.asdict(checkpoint.folder)
         metadata[FOLDER_KEY] = json.dumps(record, ensure_ascii=False, separators=(",", ":"))

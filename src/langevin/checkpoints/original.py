@@ -18,6 +18,7 @@ from langevin.checkpoints.checkpoint import (
     names_of,
 )
 from langevin.checkpoints.config import CONFIG_KEY, TOKENIZER_KEY, Defaults, ModelConfig
+from langevin.checkpoints.encoders import encoder_record
 from langevin.checkpoints.memory import checkpoint_of
 from langevin.checkpoints.metadata import folder_record, metadata_for, standard_tokenizer, text_shape
 from langevin.checkpoints.places import Places
@@ -105,6 +106,7 @@ def open_original(
         parts=parts,
         extras={name: Stored(file, name) for name in file.tensors if name not in used},
         tokenizer=_tokenizer(config, file.metadata, names, file.label),
+        encoder=encoder_record(file),
         weights=chosen,
         layout=layout,
         folder=folder_record(file),

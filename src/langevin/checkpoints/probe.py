@@ -8,7 +8,7 @@ from torch import nn
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.errors import CheckpointError
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 
 _ABARS = (0.7, 0.5, 0.3)
 """Middle noise levels."""
@@ -19,7 +19,7 @@ _LEAST_FALL = 0.1
 
 @torch.inference_mode()
 def probe_prediction(
-    network: nn.Module, schedule: NoiseSchedule, text: TextEncoder | None, *, label: str, size: int = 32
+    network: nn.Module, schedule: NoiseSchedule, text: PromptEncoder | None, *, label: str, size: int = 32
 ) -> Prediction:
     """EPSILON or V by how much of the noise is found again in the output.
 
@@ -60,10 +60,8 @@ def probe_prediction(
     )
 
 
-def _empty_context(text: TextEncoder | None, width: int, like: torch.Tensor) -> torch.Tensor:
+def _empty_context(text: PromptEncoder | None, width: int, like: torch.Tensor) -> torch.Tensor:
     """The states of the empty prompt, 1 L D; zeros where there is no text encoder."""
     if text is None:
         return torch.zeros(1, 77, width, device=like.device, dtype=like.dtype)
-    tokens = torch.tensor([text.tokenizer.padded([])], device=like.device)
-    states: torch.Tensor = text.network(tokens, text.layer).states
-    return states.to(like)
+    return text.states([""]).to(like)

@@ -137,6 +137,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("prediction", f"{known} ({facts['prediction_from']})"))
     if facts.get("size"):
         lines.append(("pixels", "x".join(map(str, facts["size"]))))
+    if facts.get("classes"):
+        lines.append(("classes", ", ".join(facts["classes"])))
     if facts.get("ema"):
         lines.append(("average", "of the U-Net (EMA), used unless --ema no"))
     if "context" in facts:

@@ -39,10 +39,11 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(request: GenerateRequest, options: ModelOptions, output: Output = None, quiet: Quiet = False) -> None:
-    """Make pictures from a text. Prints the path of each."""
+    """Make pictures from a text, or from a class (--label). Prints the path of each."""
     seeds = request.image_seeds()
     request = request.changed(seed=None, count=1, seeds=seeds) if request.seeds else request.changed(seed=seeds[0])
-    paths = output_paths(output, request.prompt, seeds)
+    words = request.prompt if request.prompt is not None else str("" if request.label is None else request.label)
+    paths = output_paths(output, words, seeds)
 
     from langevin.tasks.from_text import text_to_image
     from langevin.tasks.opening import open_bundle

@@ -42,6 +42,9 @@ def train(
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop before the first step if a file of the data cannot be read.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write the curves for TensorBoard too, to OUT/STAGE/tensorboard.")
+    ] = False,
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
     ] = "auto",
@@ -74,4 +77,14 @@ def train(
     for name in stage or ():
         if name not in stages:
             raise RequestError(f"stage {name!r} is unknown; choose from {', '.join(stages)}")
-    run_recipe(recipe, config, data, out, stages=stage or stages, device=device, resume=resume, strict=strict)
+    run_recipe(
+        recipe,
+        config,
+        data,
+        out,
+        stages=stage or stages,
+        device=device,
+        resume=resume,
+        strict=strict,
+        tensorboard=tensorboard,
+    )

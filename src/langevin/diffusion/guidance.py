@@ -113,11 +113,15 @@ def classifier_guided(
 
 
 def clipped(denoiser: Denoiser, limit: float = 1.0) -> Denoiser:
-    """x0 clipped to [-limit, limit] (Ho et al. 2020, as implemented): for models of pixels, not of latents."""
+    """x0 clipped to [-limit, limit] (Ho et al. 2020, as implemented): for models of pixels, not of latents.
+
+    What is not finite stays so: a network's failure must not become a picture.
+    """
 
     def denoise(x: Tensor, sigma: float) -> Estimate:
         estimate = denoiser(x, sigma)
-        return estimate._replace(x0=estimate.x0.clamp(-limit, limit))
+        x0 = torch.where(estimate.x0.isfinite(), estimate.x0.clamp(-limit, limit), estimate.x0)
+        return estimate._replace(x0=x0)
 
     return denoise
 

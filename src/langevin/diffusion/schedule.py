@@ -67,6 +67,11 @@ class NoiseSchedule:
         f = (hi - torch.sigmoid((t * (end - start) + start) / tau)) / (hi - lo)
         return cls.from_betas(torch.clamp(1 - f[1:] / f[:-1], max=max_beta))
 
+    @classmethod
+    def geometric(cls, steps: int = 1000, sigma_min: float = 0.002, sigma_max: float = 80.0) -> NoiseSchedule:
+        """log sigma in equal steps: the range of EDM (Karras et al. 2022, table 1), whose training needs no table."""
+        return cls(torch.logspace(math.log2(sigma_min), math.log2(sigma_max), steps, 2, dtype=torch.float64))
+
     def rescaled_zero_terminal_snr(self) -> NoiseSchedule:
         """The schedule shifted and scaled so that the last step is pure noise (Lin et al. 2024, algorithm 1).
 

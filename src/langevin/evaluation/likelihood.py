@@ -85,48 +85,66 @@ def variational_bound(
             "x0 is not on the 256 levels of 8-bit pixels from -1 to 1; the bound is of discrete pixels only"
         )
     x0 = steps.round() / 127.5 - 1
-    sigmas = schedule.sigmas.tolist()
+    sigmas = schedule.sigmas
 
-    def estimate(sigma: float) -> Estimate:
+    def estimate(sigma: Tensor) -> Estimate:
         x = x0 + sigma * noise.step().to(x0)
-        found = denoiser(x.to(dtype), sigma)
+        found = denoiser(x.to(dtype), float(sigma))
         fraction = None if found.variance_fraction is None else found.variance_fraction.to(x0)
         return Estimate(found.x0.to(x0), fraction)
 
-    # In the coordinates of x0; x1's own variance is scaled to those by abar of the first level.
-    first = _posterior(sigmas[1], sigmas[0]) / (1 + sigmas[0] ** 2)
-    beta = sigmas[0] ** 2 / (1 + sigmas[0] ** 2)
-    found = estimate(sigmas[0])
-    log_variance = _log_variance(variance, first, first if variance is ReverseVariance.FIXED_LARGE else beta, found)
-    terms = [_mean_bits(-_discretised_log_probability(x0, found.x0, log_variance))]
-    for s1, s in pairwise(sigmas):
-        found = estimate(s)
-        true = _posterior(s, s1)
-        log_model = _log_variance(variance, true, (s * s - s1 * s1) * (1 + s1 * s1) / (1 + s * s), found)
-        apart = (1 - s1 * s1 / (s * s)) ** 2 * (found.x0 - x0).square()
-        ratio = math.log(true) - log_model
-        terms.append(_mean_bits((ratio.exp() - 1 - ratio + apart * torch.exp(-log_model)) / 2))
-    abar = 1 / (1 + sigmas[-1] ** 2)
+    terms = [decoder_term(x0, estimate(sigmas[0]), sigmas[0], sigmas[1], variance)]
+    terms += [transition_term(x0, estimate(s), s, s1, variance) for s1, s in pairwise(sigmas)]
+    abar = 1 / (1 + float(sigmas[-1]) ** 2)
     prior = _mean_bits((abar * x0.square() - abar - math.log1p(-abar)) / 2)
     return VariationalBound(torch.stack(terms, 1), prior)
 
 
-def _posterior(s: float, s1: float) -> float:
+def decoder_term(
+    x0: Tensor, found: Estimate, first: Tensor, second: Tensor, variance: ReverseVariance = ReverseVariance.LEARNED
+) -> Tensor:
+    """L_0, bits per dimension [B]: the discretised decoder at the schedule's first level, where `found` was estimated.
+
+    x0: B C H W on the 256 levels, in [-1, 1]. first, second: the schedule's first two levels, float64. Gradients reach
+    what `found` lets them reach.
+    """
+    # In the coordinates of x0; x1's own variance is scaled to those by abar of the first level.
+    small = _posterior(second, first) / (1 + first**2)
+    beta = first**2 / (1 + first**2)
+    log_variance = _log_variance(variance, small, small if variance is ReverseVariance.FIXED_LARGE else beta, found)
+    return _mean_bits(-_discretised_log_probability(x0, found.x0, log_variance))
+
+
+def transition_term(
+    x0: Tensor, found: Estimate, s: Tensor, s1: Tensor, variance: ReverseVariance = ReverseVariance.LEARNED
+) -> Tensor:
+    """L_t, bits per dimension [B]: the divergence of the model's step from level s to s1 from the posterior's.
+
+    x0: B C H W. found: at level s. s > s1 > 0: float64, 0-dimensional or, where they differ, B 1 1 1.
+    """
+    true = _posterior(s, s1)
+    log_model = _log_variance(variance, true, (s * s - s1 * s1) * (1 + s1 * s1) / (1 + s * s), found)
+    apart = ((1 - s1 * s1 / (s * s)) ** 2).to(x0) * (found.x0 - x0).square()
+    ratio = true.log().to(x0) - log_model
+    return _mean_bits((torch.expm1(ratio) - ratio + apart * torch.exp(-log_model)) / 2)
+
+
+def _posterior(s: Tensor, s1: Tensor) -> Tensor:
     """Variance of x at s1 given x at s and x0."""
     return s1 * s1 * (s * s - s1 * s1) / (s * s)
 
 
-def _log_variance(variance: ReverseVariance, small: float, large: float, found: Estimate) -> Tensor:
+def _log_variance(variance: ReverseVariance, small: Tensor, large: Tensor, found: Estimate) -> Tensor:
     like = found.x0
     match variance:
         case ReverseVariance.FIXED_SMALL:
-            return like.new_tensor(math.log(small))
+            return small.log().to(like)
         case ReverseVariance.FIXED_LARGE:
-            return like.new_tensor(math.log(large))
+            return large.log().to(like)
         case ReverseVariance.LEARNED:
             if found.variance_fraction is None:
                 raise RequestError("variance learned: this model gives no variance; choose fixed_small or fixed_large")
-            return math.log(small) + found.variance_fraction * (math.log(large) - math.log(small))
+            return small.log().to(like) + found.variance_fraction * (large / small).log().to(like)
         case _:
             assert_never(variance)
 

@@ -34,7 +34,7 @@ def with_lora(
         if part == "unet":
             network = merged(bundle.diffusion.network, layers, strength)
             changed = dataclasses.replace(changed, diffusion=dataclasses.replace(changed.diffusion, network=network))
-        elif part == "text" and bundle.text is not None:
+        elif part == "text" and isinstance(bundle.text, TextEncoder):
             tower = merged(bundle.text.network, layers, strength)
             changed = dataclasses.replace(changed, text=TextEncoder(tower, bundle.text.tokenizer, bundle.text.layer))
         else:
@@ -49,8 +49,8 @@ def with_word(bundle: ModelBundle, word: str, vectors: Tensor, addition: Additio
     known already.
     """
     text = bundle.text
-    if text is None:
-        raise CheckpointError(f"{bundle.info.name} has no text encoder for the embedding {word!r}")
+    if not isinstance(text, TextEncoder):
+        raise CheckpointError(f"{bundle.info.name} has no CLIP text encoder for the embedding {word!r}")
     if vectors.shape[1] != text.network.config.width:
         families = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)"}
         width, ours = vectors.shape[1], text.network.config.width

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from langevin.diffusion.prediction import Prediction
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
 from langevin.networks.controlnet import ControlNet
 
-Task = Literal["text-to-image", "inpainting", "depth", "upscaling"]
+Task = Literal["text-to-image", "class-to-image", "unconditional", "inpainting", "depth", "upscaling"]
 Family = Literal["sd1", "sd2", "custom"]
 Weights = Literal["plain", "ema"]
 
@@ -79,7 +79,7 @@ class CheckpointInfo:
     family: Family = "custom"
     """sd1: a context of 768 channels from CLIP ViT-L/14; sd2: 1024 from OpenCLIP ViT-H/14; custom: any other."""
     task: Task = "text-to-image"
-    """What the U-Net's input channels are for."""
+    """What the U-Net is told, and what its input channels are for."""
     prediction: Prediction
     """What the U-Net predicts."""
     prediction_from: str = "given"
@@ -111,10 +111,12 @@ class ModelBundle:
     diffusion: DiffusionModel
     autoencoder: Autoencoder | None = None
     """None for a model of pixels."""
-    text: TextEncoder | None = None
+    text: PromptEncoder | None = None
     """None for a model without context."""
     controlnet: ControlNet | None = None
     """The ControlNet that a file held beside the whole model."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes that the U-Net knows, by label. One embedding more than these is that of no class."""
     info: CheckpointInfo
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     """Tensors of a single file that no network here uses (schedule tables, the other set of U-Net weights, a depth

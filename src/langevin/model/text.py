@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from langevin.errors import CheckpointError, NotFiniteError, RequestError
 from langevin.model.chunks import Chunk, Layout, Long, empty_chunk, layout
+from langevin.model.precision import float32_copy
 from langevin.model.prompt import ParsedPrompt, Weighting, parse
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.clip import ClipText
@@ -36,6 +38,32 @@ class EncodedText:
     def weights(self) -> tuple[tuple[float, ...], ...]:
         """For each prompt the L weights of its tokens."""
         return tuple(tuple(w for chunk in chunks for w in chunk.weights) for chunks in self.chunks)
+
+
+class PromptEncoder(Protocol):
+    """What makes contexts of texts: `TextEncoder`, or an encoder of the transformers library."""
+
+    calls: int
+    """How often the network was run by `encode`."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def encode(
+        self,
+        prompts: Sequence[str | ParsedPrompt],
+        *,
+        clip_skip: int = 0,
+        weighting: Weighting | str = Weighting.A1111,
+        long: Long | str = Long.CHUNK,
+    ) -> EncodedText:
+        """The context of each prompt, B L D, in generation."""
+
+    def states(self, captions: Sequence[str]) -> Tensor:
+        """The context of each caption, taken literally, B L D, in training."""
+
+    def float32(self) -> PromptEncoder:
+        """The same with float32 weights."""
 
 
 class TextEncoder:
@@ -108,6 +136,18 @@ class TextEncoder:
         """int64 [B, 77]: each caption taken literally, cut to 75 tokens, between start and end token, padded."""
         lines = [self.tokenizer.padded(self.tokenizer.encode(caption)) for caption in captions]
         return torch.tensor(lines, dtype=torch.int64).view(len(lines), self.tokenizer.max_length)
+
+    def states(self, captions: Sequence[str]) -> Tensor:
+        """Text states B 77 D of captions taken literally, cut to 75 tokens."""
+        device = next(self.network.parameters()).device
+        states: Tensor = self.network(self.tokens(captions).to(device), layer=self.layer).states
+        return states
+
+    def float32(self) -> TextEncoder:
+        """The same with float32 weights."""
+        wide = copy.copy(self)
+        wide.network = float32_copy(self.network)
+        return wide
 
     def layer_after(self, clip_skip: int) -> int:
         """The layer that `clip_skip` asks for. Raises RequestError where the network has no such layer."""

@@ -316,6 +316,11 @@ class Clip(nn.Module):
         self.text_projection = text.text_projection
         self._towers = (text, image)  # in a tuple: not registered a second time
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the pictures that the image tower takes."""
+        return self._towers[1].config.image_size
+
     def embed_text(self, tokens: Tensor) -> Tensor:
         """Unit vectors B D'. tokens: int64 [B, L]."""
         return F.normalize(self._towers[0](tokens).pooled, dim=-1)

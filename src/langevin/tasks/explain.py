@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from langevin.checkpoints.checkpoint import Checkpoint, family_of, meta_networks, task_of
 from langevin.checkpoints.loader import Source, as_dtype, locate, open_checkpoint
 from langevin.diffusion.prediction import Prediction
+from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.chunks import Long, layout
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.prompt import Weighting, parse, schedule, thresholds
 from langevin.model.text import TextEncoder
-from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText, ClipTextConfig, TextStates
+from langevin.networks.unet import UNetConfig
 from langevin.tasks.from_text import DEFAULT_BATCH, run_numbers, text_to_image
 from langevin.tasks.memory import MemoryEstimate, activation_bytes, weight_bytes
 from langevin.tasks.opening import with_additions
@@ -111,8 +112,12 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     reading: dict[str, Any] = {"ema": ema, "allow_pickle": options.allow_pickle, "half": dtype.itemsize == 2}
     found = locate(options.model, revision=options.revision, **reading)
     checkpoint = open_checkpoint(found.path, prediction=options.prediction, **reading)
+    if checkpoint.encoder is not None:
+        raise RequestError(
+            f"{found.name} has the text encoder {checkpoint.encoder.kind.name}: only prompts of CLIP's are explained"
+        )
     networks = meta_networks(checkpoint.config)
-    noting = _NotingUNet(dtype, 1 + checkpoint.config.learned_variance)
+    noting = _NotingUNet(checkpoint.config.unet, dtype, 1 + checkpoint.config.learned_variance)
     bundle = _bundle(checkpoint, found, networks, noting)
     if options.lora or options.embedding:
         bundle = _with_additions(bundle, networks, options)
@@ -131,8 +136,8 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     with torch.no_grad():
         for _ in plan.sampler(denoiser, plan.x[first], plan.sigmas, plan.noise.select(first)):
             pass
-    assert bundle.text is not None  # or there would be no plan
-    tokenizer = bundle.text.tokenizer
+    text = bundle.text
+    assert text is None or isinstance(text, TextEncoder)  # other encoders were refused above
     prediction = checkpoint.config.prediction
     unsaid = [] if prediction else ["the file does not say what the network predicts: generating probes the weights"]
     return Explanation(
@@ -142,14 +147,14 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
             **plan.request.model_dump(mode="json"),
             **request.model_dump(mode="json", include={"seed", "seeds", "count"}),
         },
-        prompt=_texts(request.prompt, plan, tokenizer),
-        negative=_texts(request.negative, plan, tokenizer),
+        prompt=_texts(request.prompt or "", plan, text),
+        negative=_texts(request.negative, plan, text),
         sigmas=tuple(plan.sigmas.tolist()),
         timesteps=tuple(plan.record["timesteps"]),
         prior_scale=run_numbers(bundle.diffusion, plan.request).prior_scale,
         calls=tuple(Call(s, t, n) for s, (t, n) in zip(sigmas, noting.calls, strict=True)),
         batches=-(-count // batch),
-        text_calls=bundle.text.calls,
+        text_calls=text.calls if text else 0,
         memory=_memory(networks, dtype, plan, noting, batch),
         notices=(*unsaid, *plan.notices),
     )
@@ -158,18 +163,20 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
 class _NotingUNet(nn.Module):
     """Stands for the diffusion network: answers zero and notes what it was asked."""
 
-    def __init__(self, dtype: torch.dtype, outputs: int) -> None:
+    def __init__(self, config: UNetConfig, dtype: torch.dtype, outputs: int) -> None:
         super().__init__()
+        self.config = config
         self.weight = nn.Parameter(torch.zeros(1, dtype=dtype))
         self.outputs = outputs
         """Channels of the answer, as a multiple of the picture's."""
         self.calls: list[tuple[float, int]] = []
         """Timestep and pictures of each."""
-        self.context_shape = (0, 0)
+        self.context_shape: tuple[int, int] | None = None
 
-    def forward(self, z: Tensor, t: Tensor, *, context: Tensor, **_: Any) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, *, context: Tensor | None, **_: Any) -> Tensor:
         self.calls.append((float(t[0]), len(z)))
-        self.context_shape = max(self.context_shape, (context.shape[1], context.shape[2]))
+        if context is not None:
+            self.context_shape = max(self.context_shape or (0, 0), (context.shape[1], context.shape[2]))
         return torch.zeros_like(z).repeat(1, self.outputs, 1, 1)
 
 
@@ -203,6 +210,7 @@ def _bundle(
         ),
         autoencoder=autoencoder,
         text=text,
+        classes=config.classes,
         info=CheckpointInfo(
             name=found.name,
             source=found.source,
@@ -222,17 +230,20 @@ def _with_additions(bundle: ModelBundle, networks: Mapping[str, nn.Module], opti
     """LoRA and embedding files put into the networks without weights: what does not fit them is refused, and prompts
     have the words. The stand-ins stay."""
     text, unet = bundle.text, networks["unet"]
-    if text is not None:
+    if isinstance(text, TextEncoder):
         text = TextEncoder(cast(ClipText, networks["text"]), text.tokenizer, text.layer)
     diffusion = dataclasses.replace(bundle.diffusion, network=unet)
     whole = with_additions(dataclasses.replace(bundle, diffusion=diffusion, text=text), options)
-    if whole.text is not None:
+    if isinstance(whole.text, TextEncoder):
         stand_in = cast(ClipText, _NotingText(whole.text.network.config, bundle.diffusion.dtype))
         text = TextEncoder(stand_in, whole.text.tokenizer, whole.text.layer)
     return dataclasses.replace(whole, diffusion=bundle.diffusion, text=text)
 
 
-def _texts(prompt: str, plan: Plan, tokenizer: Tokenizer) -> tuple[ExplainedText, ...]:
+def _texts(prompt: str, plan: Plan, encoder: TextEncoder | None) -> tuple[ExplainedText, ...]:
+    if encoder is None:
+        return ()
+    tokenizer = encoder.tokenizer
     weighting = Weighting.of(plan.request.weighting or Weighting.A1111)
     long = Long.of(plan.request.long or Long.CHUNK)
     texts = []
@@ -258,16 +269,22 @@ def _memory(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     images = max(n for _, n in noting.calls)
-    unet, vae = networks["unet"], cast(AutoencoderKL, networks["vae"])
+    unet, vae = networks["unet"], networks.get("vae")
+    told: dict[str, Tensor] = {}
+    if noting.context_shape is not None:
+        told["context"] = empty(images, *noting.context_shape)
+    if noting.config.num_classes is not None:
+        told["labels"] = empty(images, dtype=torch.int64)
+    activations = {
+        "unet": activation_bytes(
+            lambda z, t, *values: unet(z, t, **dict(zip(told, values, strict=True))),
+            empty(images, *plan.x.shape[1:]),
+            empty(images, dtype=torch.float32),
+            *told.values(),
+        )
+    }
+    if isinstance(vae, AutoencoderKL):
+        activations["vae"] = activation_bytes(vae.decode, empty(batch, *plan.x.shape[1:]))
     return MemoryEstimate(
-        weights={part: weight_bytes(network) for part, network in networks.items()},
-        activations={
-            "unet": activation_bytes(
-                lambda z, t, context: unet(z, t, context=context),
-                empty(images, *plan.x.shape[1:]),
-                empty(images, dtype=torch.float32),
-                empty(images, *noting.context_shape),
-            ),
-            "vae": activation_bytes(vae.decode, empty(batch, *plan.x.shape[1:])),
-        },
+        weights={part: weight_bytes(network) for part, network in networks.items()}, activations=activations
     )

@@ -1,4 +1,4 @@
-"""Text to image: the plan."""
+"""Text to image, and class to image: the plan."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from langevin.diffusion.compat import COMPAT, Resolved, resolve
 from langevin.diffusion.core import Denoiser
 from langevin.diffusion.grids import custom_grid
-from langevin.diffusion.guidance import switch_at
+from langevin.diffusion.guidance import clipped, switch_at
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.samplers import SAMPLERS
@@ -23,8 +23,10 @@ from langevin.model.bundle import ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder
+from langevin.tasks.labels import encode_label, pixel_channels
 from langevin.tasks.manifest import describe
+from langevin.tasks.options import show
 from langevin.tasks.plan import Decode, Plan
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.request import GenerateRequest
@@ -41,25 +43,29 @@ class HoldsBundle(Protocol):
 
 
 def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) -> Plan:
-    """Plans pictures from a text.
+    """Plans pictures from a text; with a model of pixels, from a class or from nothing.
 
     Every default is filled in and every seed fixed (`plan.request`), prompts are encoded once, and the starting noise
     is drawn. Raises RequestError where the model cannot do what is asked.
     """
     bundle = model if isinstance(model, ModelBundle) else model.bundle
-    autoencoder, text = _parts(bundle)
+    autoencoder, text = _parts(bundle, request)
     request = completed(request, bundle)
     numbers = run_numbers(bundle.diffusion, request)
     diffusion = replace(bundle.diffusion, times=numbers.times)
-    with torch.no_grad():
-        texts = encode_prompts(text, next(diffusion.network.parameters()), request, numbers.sigmas)
+    if text is None:
+        texts = encode_label(bundle, request)
+    else:
+        with torch.no_grad():
+            texts = encode_prompts(text, next(diffusion.network.parameters()), request, numbers.sigmas)
     seeds = request.image_seeds()
     width, height = request.width or 0, request.height or 0
-    f = autoencoder.downsampling
+    f = 1 if autoencoder is None else autoencoder.downsampling
+    channels = pixel_channels(bundle) if autoencoder is None else autoencoder.latent_channels
     h, w = -(-height // f), -(-width // f)
     noise = Noise(
         seeds,
-        (autoencoder.latent_channels, h, w),
+        (channels, h, w),
         device=diffusion.device,
         interval=numbers.interval_noise,
         step_seed_offset=numbers.step_seed_offset,
@@ -69,7 +75,7 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
     half = diffusion.dtype != torch.float32
     return Plan(
         request=request,
-        denoiser=_denoiser(diffusion, texts, request),
+        denoiser=_denoiser(diffusion, texts, request, pixels=autoencoder is None),
         x=noise.initial() * numbers.prior_scale,
         sigmas=numbers.sigmas,
         sampler=partial(info.function, **options),
@@ -79,10 +85,14 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
         batch_size=request.batch_size or 1,
         calls=info.calls_on(numbers.sigmas, **options),
         precision=str(diffusion.dtype).removeprefix("torch."),
-        denoiser_float32=(lambda: _denoiser(float32_model(diffusion), texts.float32(), request)) if half else None,
+        denoiser_float32=(
+            (lambda: _denoiser(float32_model(diffusion), texts.float32(), request, pixels=autoencoder is None))
+            if half
+            else None
+        ),
         decode_float32=(
             (lambda: _decode(float32_autoencoder(autoencoder), height, width))
-            if autoencoder.dtype != torch.float32
+            if autoencoder is not None and autoencoder.dtype != torch.float32
             else None
         ),
         notices=(
@@ -93,12 +103,12 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
             *_idle_notices(request),
         ),
         record={
-            "task": "text-to-image",
+            "task": bundle.info.task,
             "sampler": {"name": numbers.sampler, **options},
             "sigmas": numbers.sigmas.tolist(),
             "timesteps": diffusion.time(numbers.sigmas[numbers.sigmas > 0]).tolist(),
             "tokens": texts.tokens,
-            "latent": [autoencoder.latent_channels, h, w],
+            "latent": [channels, h, w],
         },
         source=partial(describe, bundle),
     )
@@ -120,8 +130,9 @@ def completed(request: GenerateRequest, bundle: ModelBundle) -> GenerateRequest:
     fill("width", info.default_size[0])
     fill("height", info.default_size[1])
     fill("guidance", info.default_guidance)
-    fill("weighting", conventions.weighting)
-    fill("long", conventions.long_prompts)
+    if bundle.text is not None:
+        fill("weighting", conventions.weighting)
+        fill("long", conventions.long_prompts)
     fill("sampler", DEFAULT_SAMPLER)
     sampler = request.sampler or DEFAULT_SAMPLER
     if request.sigmas is None:
@@ -170,17 +181,26 @@ def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, An
     return options
 
 
-def _parts(bundle: ModelBundle) -> tuple[Autoencoder, TextEncoder]:
+def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, PromptEncoder | None]:
+    """Both, or neither with a model of pixels."""
+    name = bundle.info.name
+    if bundle.info.task in ("class-to-image", "unconditional") and bundle.autoencoder is None:
+        return None, None
     if bundle.info.task != "text-to-image":
-        raise RequestError(f"model {bundle.info.name} is for {bundle.info.task}: give a text-to-image model")
+        raise RequestError(f"model {name} is for {bundle.info.task}: give a text-to-image model")
     if bundle.text is None or bundle.autoencoder is None:
         missing = "text encoder" if bundle.text is None else "autoencoder"
-        raise RequestError(f"model {bundle.info.name} has no {missing}: give a whole text-to-image model")
+        raise RequestError(f"model {name} has no {missing}: give a whole text-to-image model")
+    if request.prompt is None:
+        raise RequestError("prompt is missing: say what to draw")
+    if request.label is not None:
+        raise RequestError(f"label {show(request.label)}: model {name} knows no classes, give a prompt alone")
     return bundle.autoencoder, bundle.text
 
 
-def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest) -> Denoiser:
-    """Guidance around the model; with switches in the prompts, that of the noise level's texts."""
+def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest, *, pixels: bool) -> Denoiser:
+    """Guidance around the model; with switches in the prompts, that of the noise level's texts. What is known of
+    pixels, that they lie in [-1, 1], is made true of every estimate."""
     scale = 1.0 if request.guidance is None else request.guidance
     interval = request.guidance_interval or (0.0, math.inf)
     space = Prediction.X0
@@ -191,11 +211,14 @@ def _denoiser(model: DiffusionModel, texts: Texts, request: GenerateRequest) -> 
         (start, guided_model(model, cond, uncond, scale, request.rescale, interval, space))
         for start, cond, uncond in texts.conditionings
     ]
-    return parts[0][1] if len(parts) == 1 else switch_at(parts[0][1], *parts[1:])
+    denoiser = parts[0][1] if len(parts) == 1 else switch_at(parts[0][1], *parts[1:])
+    return clipped(denoiser) if pixels else denoiser
 
 
-def _decode(autoencoder: Autoencoder, height: int, width: int) -> Decode:
-    """Decodes and cuts to the size asked for, the margins equal on both sides."""
+def _decode(autoencoder: Autoencoder | None, height: int, width: int) -> Decode:
+    """Decodes and cuts to the size asked for, the margins equal on both sides. Pixels are what they are, in colours."""
+    if autoencoder is None:
+        return lambda x: x.expand(-1, 3, -1, -1)
 
     def decode(latents: Tensor) -> Tensor:
         image = autoencoder.decode(latents)

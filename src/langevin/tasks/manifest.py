@@ -125,7 +125,7 @@ def parameters(manifest: Mapping[str, Any]) -> str:
     steps = request["steps"] if request["steps"] is not None else len(manifest["sigmas"]) - 1
     clip_skip = request["clip_skip"] + 1
     return parameters_text(
-        request["prompt"],
+        request["prompt"] or "",
         request["negative"],
         {
             "Steps": steps,

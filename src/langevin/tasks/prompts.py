@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from torch import Tensor
 from langevin.diffusion.compat import COMPAT
 from langevin.errors import NotFiniteError
 from langevin.model.conditioning import Conditioning
-from langevin.model.precision import float32_conditioning, float32_copy
+from langevin.model.precision import float32_conditioning
 from langevin.model.prompt import Weighting, schedule, thresholds
-from langevin.model.text import EncodedText, TextEncoder
+from langevin.model.text import EncodedText, PromptEncoder
 from langevin.tasks.request import GenerateRequest
 
 
@@ -42,7 +41,7 @@ class Texts:
         )
 
 
-def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, sigmas: Tensor) -> Texts:
+def encode_prompts(text: PromptEncoder, like: Tensor, request: GenerateRequest, sigmas: Tensor) -> Texts:
     """Encodes prompt and negative prompt of a completed request, once for the whole run.
 
     The contexts come out in the precision and on the device of `like`, and all of one length.
@@ -51,7 +50,7 @@ def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, si
     levels = sigmas.tolist()
     changes = {
         name: thresholds(schedule(prompt, len(levels) - 1, weighting), levels)
-        for name, prompt in (("prompt", request.prompt), ("negative", request.negative))
+        for name, prompt in (("prompt", request.prompt or ""), ("negative", request.negative))
     }
     texts = {name: list(dict.fromkeys(words for _, words in steps)) for name, steps in changes.items()}
     if not COMPAT[request.compat].own_prompt_lengths:
@@ -85,8 +84,8 @@ def encode_prompts(text: TextEncoder, like: Tensor, request: GenerateRequest, si
     )
 
 
-def _encode(text: TextEncoder, prompts: list[str], request: GenerateRequest) -> tuple[EncodedText, list[str]]:
-    def encode(encoder: TextEncoder) -> EncodedText:
+def _encode(text: PromptEncoder, prompts: list[str], request: GenerateRequest) -> tuple[EncodedText, list[str]]:
+    def encode(encoder: PromptEncoder) -> EncodedText:
         return encoder.encode(
             prompts,
             clip_skip=request.clip_skip,
@@ -100,9 +99,7 @@ def _encode(text: TextEncoder, prompts: list[str], request: GenerateRequest) -> 
     except NotFiniteError:
         if half == torch.float32:
             raise
-    wide = copy.copy(text)
-    wide.network = float32_copy(text.network)
-    return encode(wide), [f"the text encoder gave NaN or infinity in {_name(half)}; it ran in float32"]
+    return encode(text.float32()), [f"the text encoder gave NaN or infinity in {_name(half)}; it ran in float32"]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -112,11 +112,15 @@ class ModelOptions(Options):
 
 
 class GenerateRequest(Options):
-    """A picture, or several, from a text."""
+    """A picture, or several, from a text, or with models of pixels from a class or nothing."""
 
-    prompt: str = Field(
-        description="What to draw. Any length; (word:1.2) weights, [a:b:0.4] switches, BREAK starts a new chunk.",
-        max_length=20_000,
+    prompt: Annotated[str, Field(max_length=20_000)] | None = Field(
+        None,
+        description="What to draw. Any length; (word:1.2) weights, [a:b:0.4] switches, BREAK starts a new chunk. "
+        "Models without text take none.",
+    )
+    label: Annotated[Annotated[str, Field(max_length=1000)] | Annotated[int, Field(ge=0)] | None, Shown("none")] = (
+        Field(None, description="Class to draw, by its name or number, with models of classes.")
     )
     negative: str = Field("", description="What to keep away from.", max_length=20_000)
     width: Annotated[Pixels | None, Shown(_BY_MODEL)] = Field(None, description="Width in pixels, any number.")
@@ -173,8 +177,8 @@ class GenerateRequest(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in ("prompt", "negative"):
-            _check_text(name, getattr(self, name))
+        for name in ("prompt", "negative", "label"):
+            _check_text(name, str(getattr(self, name) or ""))
         if self.seeds is not None:
             if self.seed is not None:
                 raise RequestError("seed and seeds were both given: give one of them")

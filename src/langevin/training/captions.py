@@ -25,10 +25,17 @@ class CaptionConfig(Config):
     """How often some of the record's keywords follow the name."""
     article_share: float = Field(0.4, ge=0, le=1)
     """How often the name gets "a" or "an"."""
+    shuffle_tags: float = Field(0.0, ge=0, le=1)
+    """How often the parts of the caption between commas are put in another order."""
+    keep_tags: int = Field(0, ge=0)
+    """How many parts at the beginning stay where they are then."""
 
 
 def caption(record: Mapping[str, Any], config: CaptionConfig, generator: torch.Generator) -> str:
-    """One caption for `record` (fields `caption`, and if it has them `keywords` and `style`)."""
+    """One caption for `record` (fields `caption`, and if it has them `captions`, `keywords` and `style`).
+
+    Of several captions one is chosen, each as often as the others. Tags are shuffled before anything is added.
+    """
 
     def chance(share: float) -> bool:
         return float(torch.rand((), generator=generator)) < share
@@ -36,10 +43,15 @@ def caption(record: Mapping[str, Any], config: CaptionConfig, generator: torch.G
     def below(n: int) -> int:
         return int(torch.randint(n, (), generator=generator))
 
-    text = str(record["caption"])
+    texts = record.get("captions") or [record["caption"]]
+    text = str(texts[below(len(texts))] if len(texts) > 1 else texts[0])
+    if config.shuffle_tags and chance(config.shuffle_tags):
+        tags = [tag for part in text.split(",") if (tag := part.strip())]
+        kept, rest = tags[: config.keep_tags], tags[config.keep_tags :]
+        text = ", ".join([*kept, *(rest[i] for i in torch.randperm(len(rest), generator=generator).tolist())])
     if chance(config.article_share):
         text = f"{'an' if text[:1].lower() in 'aeiou' else 'a'} {text}"
-    keywords = [str(k) for k in record.get("keywords") or () if k != record["caption"]]
+    keywords = [str(k) for k in record.get("keywords") or () if k not in texts]
     if keywords and chance(config.keyword_share):
         order = torch.randperm(len(keywords), generator=generator).tolist()
         text = ", ".join([text, *(keywords[i] for i in order[: 1 + below(3)])])

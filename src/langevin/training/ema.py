@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights."""
+"""Exponential moving averages of the weights."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from langevin.training.config import Average
+from langevin.training.distributed import local
+
 
 class ExponentialMovingAverage:
-    """A copy of a module whose weights follow the module's, in float32.
+    """A copy of a module whose weights follow the module's, in float32."""
 
-    The decay at step n is `min(decay, (1 + n) / (10 + n))`, so that the average forgets the first, random weights.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
+    def __init__(self, module: nn.Module, average: Average) -> None:
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.decay = decay
+        self.average = average
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Move towards `module` after optimiser step `step`, counted from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        mine: list[Tensor] = list(self.module.parameters())
-        theirs: list[Tensor] = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-        for a, b in zip(self.module.buffers(), module.buffers(), strict=True):
-            a.copy_(b)
+        mine: list[Tensor] = [local(p) for p in self.module.parameters()]
+        theirs: list[Tensor] = [local(p.detach()) for p in module.parameters()]
+        torch._foreach_lerp_(mine, theirs, 1 - self.average.at(step))
+        self._copy_buffers(module)
+
+    @torch.no_grad()
+    def assign(self, module: nn.Module) -> None:
+        """Become equal to `module`."""
+        for mine, theirs in zip(self.module.parameters(), module.parameters(), strict=True):
+            local(mine).copy_(local(theirs))
+        self._copy_buffers(module)
+
+    def _copy_buffers(self, module: nn.Module) -> None:
+        for mine, theirs in zip(self.module.buffers(), module.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -12,6 +12,7 @@ import torch
 
 from langevin.checkpoints.atomic import atomic_write
 from langevin.errors import RequestError
+from langevin.training import distributed
 from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet
 from langevin.training.system import System
@@ -56,6 +57,7 @@ def write_papers(run: Path, recipe: str, config: System, pictures: PictureSet, d
             "machine": platform.machine(),
             "device": device,
             "threads": torch.get_num_threads(),
+            "processes": distributed.world(),
         },
     }
     with atomic_write(run / _NAME) as temporary:

@@ -23,6 +23,8 @@ from rich.progress import (
 
 from langevin.errors import DataError, RequestError
 from langevin.tasks.opening import check_device
+from langevin.training import distributed
+from langevin.training.board import Board, check_board
 from langevin.training.checkpointing import steps_saved
 from langevin.training.data import PictureSet, read_data
 from langevin.training.papers import check_papers, write_papers
@@ -43,17 +45,37 @@ def run_recipe(
     device: str,
     resume: bool,
     strict: bool = False,
+    tensorboard: bool = False,
 ) -> None:
     """Train the stages in turn, with progress on the terminal; write `run/model.safetensors` after the last.
 
     Ctrl-C ends after the step in hand, with a checkpoint, and raises KeyboardInterrupt; a second one ends at once.
     Whatever can be refused is refused before the first step: RequestError for a device that is not here, a folder
     that cannot be written, options that do not fit a run that has begun; DataError for data that cannot be read, with
-    `strict` for a single unreadable file.
+    `strict` for a single unreadable file. Under `torchrun` every process comes here; the first prints and writes.
     """
-    console = Console(stderr=True)
     check_plotting()
+    if tensorboard:
+        check_board()
     check_device(device)
+    with distributed.processes(device) as device:
+        _run(recipe, config, data, run, stages, device, resume=resume, strict=strict, tensorboard=tensorboard)
+
+
+def _run(
+    recipe: str,
+    config: System,
+    data: Path,
+    run: Path,
+    stages: Sequence[str],
+    device: str,
+    *,
+    resume: bool,
+    strict: bool,
+    tensorboard: bool,
+) -> None:
+    chief = distributed.rank() == 0
+    console = Console(stderr=True, quiet=not chief)
     _check_folder(run)
     check_papers(run, config)
     pictures = read_data(data, config.data)
@@ -64,14 +86,20 @@ def run_recipe(
             f"{len(pictures.unreadable)} of the data set's files cannot be read, see above: mend or remove them, or "
             "leave out --strict"
         )
-    console.print(f"{len(pictures)} pictures, fingerprint {pictures.fingerprint[:12]}, on {device}")
-    write_papers(run, recipe, config, pictures, device)
-    _prepare(config, run, console, device)
+    among = f" and {distributed.world() - 1} more processes" if distributed.world() > 1 else ""
+    console.print(f"{len(pictures)} pictures, fingerprint {pictures.fingerprint[:12]}, on {device}{among}")
+    distributed.wait()  # all have compared the papers
+    if chief:
+        write_papers(run, recipe, config, pictures, device)
+        _prepare(config, run, console, device)
+    distributed.wait()
     for stage in (s for s in config.loops if s in stages):
-        _run_stage(config, stage, pictures, run, console, device=device, resume=resume)
-    if list(config.loops)[-1] in stages:
+        with Board(run / stage, tensorboard and chief) as board:
+            _run_stage(config, stage, pictures, run, console, board, device=device, resume=resume)
+    if list(config.loops)[-1] in stages and chief:
         path = config.finish(pictures, run)
         console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    distributed.wait()
 
 
 def _prepare(config: System, run: Path, console: Console, device: str) -> None:
@@ -96,11 +124,12 @@ def _run_stage(
     pictures: PictureSet,
     run: Path,
     console: Console,
+    board: Board,
     *,
     device: str,
     resume: bool,
 ) -> None:
-    loop = config.loops[stage]
+    loop, chief = config.loops[stage], distributed.rank() == 0
     begun = max(steps_saved(run / stage / "checkpoints"), default=0)
     if resume:
         console.print(f"{stage}: goes on from step {begun}" if begun else f"{stage}: nothing to go on from, begins")
@@ -119,6 +148,7 @@ def _run_stage(
         for step in steps:
             progress.update(task, completed=step.step)
             if step.metrics is not None:
+                board.add(step.step, step.metrics)
                 speed = step.metrics["samples_per_second"]
                 figures = f"loss {step.metrics['loss']:.4f}, {speed:.0f} images/s"
                 progress.update(task, figures=figures)
@@ -126,10 +156,13 @@ def _run_stage(
                     said = time.monotonic()
                     minutes = (loop.steps - step.step) * loop.batch_size / speed / 60
                     console.print(f"{stage} {step.step}/{loop.steps}: {figures}, {minutes:.0f} min left")
-            if interrupted:
+            if chief and step.step % loop.sample_every == 0:
+                plot_metrics(run / stage)
+            if distributed.anywhere(bool(interrupted)):
                 steps.close()
                 raise KeyboardInterrupt
-    plot_metrics(run / stage)
+    if chief:
+        plot_metrics(run / stage)
 
 
 @contextmanager

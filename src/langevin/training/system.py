@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field
 
-from langevin.training.config import Config, LoopConfig
+from langevin.training.caching import CacheConfig
+from langevin.training.config import FREE, Config, LoopConfig, override
 from langevin.training.data import DataConfig, PictureSet
-from langevin.training.loop import FREE, Objective, TrainingStep, train
+from langevin.training.data.order import BucketOrder
+from langevin.training.loop import Objective, TrainingStep, train
 from langevin.training.randomness import generator
 
 
@@ -21,11 +23,16 @@ class System(Config, ABC):
 
     seed: int = Field(0, ge=0)
     data: DataConfig
+    cache: CacheConfig = CacheConfig()
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For each stage, the fields besides `seed`, `data` and its own on which its weights depend."""
     free: ClassVar[frozenset[str]] = frozenset()
     """Fields, by their full names, on which no weights depend: they may change when a run is resumed."""
+
+    trial: ClassVar[tuple[str, ...]] = ()
+    """What makes a recipe of this system so small that it runs in seconds, written as for `--set`: networks' and
+    pictures' sizes. The loops' lengths and which samples are wanted need not be named."""
 
     @property
     @abstractmethod
@@ -51,7 +58,18 @@ class System(Config, ABC):
         """Train one stage in the folder `run/STAGE`."""
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator(self.seed, "weights", stage))))
         objective = self.objective(stage, data, run, device)
-        yield from train(objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume)
+        seen: PictureSet = getattr(objective, "data", data)  # some of the pictures, perhaps
+        order = BucketOrder(self.seed, seen.bucket) if len(seen.parts) > 1 else None
+        yield from train(
+            objective, self.loops[stage], run / stage, seed=self.seed, device=device, resume=resume, order=order
+        )
+
+    def smallest(self) -> Self:
+        """The same recipe on a small scale: four steps of four samples a stage, of whatever data, with `trial`."""
+        few = {"steps": 4, "batch_size": 4, "warmup": 1, "log_every": 1, "save_every": 2, "sample_every": 4}
+        loops = [f"{stage}.loop.{name}={value}" for stage in self.loops for name, value in few.items()]
+        small: Self = override(self, ["data.include={}", "data.exclude={}", *loops, *self.trial])
+        return small
 
     def depends(self, stage: str) -> frozenset[str]:
         """The top-level fields on which the stage's weights depend."""
@@ -59,4 +77,8 @@ class System(Config, ABC):
 
     def may_change(self, name: str) -> bool:
         """Whether a field, by its full name, may differ in a further sitting."""
-        return name in self.free or name in {f"{stage}.loop.{field}" for stage in self.loops for field in FREE}
+        return (
+            name.startswith("cache.")
+            or name in self.free
+            or name in {f"{stage}.loop.{field}" for stage in self.loops for field in FREE}
+        )

@@ -1,4 +1,4 @@
-"""A latent text-to-image system from nothing: autoencoder, CLIP, denoiser, one after the other."""
+"""A latent text-to-image system: autoencoder, CLIP or a text encoder from elsewhere, denoiser, one after the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.text import TextEncoder
+from langevin.model.text import PromptEncoder, TextEncoder
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
@@ -30,7 +30,11 @@ from langevin.training.data import PictureSet
 from langevin.training.loop import Objective
 from langevin.training.objectives.autoencoder import AutoencoderObjective, encode_all
 from langevin.training.objectives.clip import ClipObjective
-from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
+from langevin.training.objectives.denoising import DenoisingConfig, with_levels
+from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.latents import Latents
+from langevin.training.objectives.levels import make_levels
+from langevin.training.pretrained_text import PretrainedText, open_pretrained
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -52,13 +56,11 @@ class ClipStage(Config):
     loop: LoopConfig
 
 
-class DiffusionStage(Config):
+class DiffusionStage(DenoisingConfig):
     network: UNetConfig
     prediction: Prediction = Prediction.V
     caption_dropout: float = Field(0.1, ge=0, le=1)
     """How often the caption is left empty, for classifier-free guidance."""
-    weighting: Weighting = Weighting.SNR_PLUS_ONE
-    """Of the noise levels in the loss."""
     include: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """The denoiser learns only from samples that have one of the values in each of these fields of their records; the
     other stages learn from all."""
@@ -70,26 +72,44 @@ class DiffusionStage(Config):
 
 class TextToImageConfig(System):
     captions: CaptionConfig
+    text_encoder: PretrainedText | None = None
+    """Whose states are the context. None: those of the CLIP stage's text tower; else there is no CLIP stage."""
     autoencoder: AutoencoderStage
     clip: ClipStage
     diffusion: DiffusionStage
 
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "clip": ("captions",),
-        "diffusion": ("captions", "autoencoder", "clip"),
+        "diffusion": ("captions", "autoencoder", "clip", "text_encoder"),
     }
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
+    trial: ClassVar[tuple[str, ...]] = (
+        "data.size=32",
+        "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]",
+        "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1",
+        "clip.text.mlp_width=64", "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32",
+        "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",
+        "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
+        "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
+        "diffusion.network.context_channels=32", "diffusion.include={}",
+        'diffusion.preview_prompts=["a red circle", "a blue square"]',
+    )  # fmt: skip
 
     @property
     def loops(self) -> Mapping[str, LoopConfig]:
-        return {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
+        loops = {"autoencoder": self.autoencoder.loop, "clip": self.clip.loop, "diffusion": self.diffusion.loop}
+        return {name: loop for name, loop in loops.items() if name != "clip" or self.text_encoder is None}
 
     @model_validator(mode="after")
     def _fits(self) -> TextToImageConfig:
-        grid = 2 ** (len(self.autoencoder.network.channel_mult) - 1)
-        if self.data.size % grid:
-            raise ValueError(f"data.size {self.data.size} is not a multiple of the autoencoder's factor {grid}")
-        if self.diffusion.network.context_channels != self.clip.text.width:
+        factor = self.autoencoder.network.factor
+        if self.data.size % factor:
+            raise ValueError(f"data.size {self.data.size} is not a multiple of the autoencoder's factor {factor}")
+        if self.data.buckets is not None and self.data.buckets.grid % factor:
+            raise ValueError(
+                f"data.buckets.grid {self.data.buckets.grid} is not a multiple of the autoencoder's factor {factor}"
+            )
+        if self.text_encoder is None and self.diffusion.network.context_channels != self.clip.text.width:
             raise ValueError(
                 f"diffusion.network.context_channels {self.diffusion.network.context_channels} is not "
                 f"clip.text.width {self.clip.text.width}"
@@ -113,8 +133,11 @@ class TextToImageConfig(System):
         return self
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
-        # Asked for in every stage: a choice that leaves nothing is to be refused before the first, not after it.
+        # Asked for in every stage: what leaves nothing, or cannot be opened, is refused before the first, not after it.
         denoised = data.only(self.diffusion.include) if self.diffusion.include else data
+        if self.text_encoder is not None and stage != "diffusion":
+            with torch.random.fork_rng(devices=[]):
+                open_pretrained(self.text_encoder, self.diffusion.network.context_channels or 0)
         match stage:
             case "autoencoder":
                 part = self.autoencoder
@@ -158,18 +181,23 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
     """The averaged weights of a run folder's stages as a model; its denoiser freshly made if `new_denoiser`."""
     codec = AutoencoderKL(config.autoencoder.network)
     load_ema(run / "autoencoder" / "checkpoints", codec)
-    tokenizer = train_tokenizer(config, data)
-    tower = ClipText(_text_config(config, tokenizer))
-    clip = Clip(tower, ClipImage(config.clip.image))
-    load_ema(run / "clip" / "checkpoints", clip)
+    text: PromptEncoder
+    if config.text_encoder is not None:
+        text = open_pretrained(config.text_encoder, config.diffusion.network.context_channels or 0)
+    else:
+        tokenizer = train_tokenizer(config, data)
+        tower = ClipText(_text_config(config, tokenizer))
+        load_ema(run / "clip" / "checkpoints", Clip(tower, ClipImage(config.clip.image)))
+        text = TextEncoder(tower, tokenizer)
     part = config.diffusion
     network = UNet(part.network)
+    schedule = NoiseSchedule.scaled_linear()
     if not new_denoiser:
-        load_ema(run / "diffusion" / "checkpoints", network)
+        load_ema(run / "diffusion" / "checkpoints", with_levels(network, make_levels(part.levels, schedule)))
     return ModelBundle(
-        diffusion=DiffusionModel(network, NoiseSchedule.scaled_linear(), part.prediction),
+        diffusion=DiffusionModel(network, schedule, part.prediction),
         autoencoder=Autoencoder(codec, latent_scale(codec, data)),
-        text=TextEncoder(tower, tokenizer),
+        text=text,
         info=CheckpointInfo(
             name=run.name,
             prediction=part.prediction,
@@ -183,9 +211,10 @@ def load_trained(config: TextToImageConfig, data: PictureSet, run: Path, *, new_
 
 def latent_scale(codec: AutoencoderKL, data: PictureSet) -> float:
     """1 / standard deviation of the latents of 512 pictures (Rombach et al. 2022, appendix G), to 5 digits."""
-    every = max(1, len(data) // 512)
-    some = PictureSet(data.pictures[::every], data.records[::every], data.fingerprint)
-    mean, deviation = encode_all(codec, some, str(next(codec.parameters()).device))
+    some = torch.arange(0, len(data), max(1, len(data) // 512))
+    buckets = [some[data.bucket[some] == b] for b in data.bucket[some].unique()]
+    encoded = [encode_all(codec, data, str(next(codec.parameters()).device), b) for b in buckets]
+    mean, deviation = (torch.cat([part.flatten() for part in parts]) for parts in zip(*encoded, strict=True))
     return float(f"{1 / torch.sqrt(mean.var() + (deviation**2).mean()):.5g}")
 
 
@@ -196,8 +225,8 @@ def _text_config(config: TextToImageConfig, tokenizer: Tokenizer) -> ClipTextCon
 def _diffusion_objective(
     config: TextToImageConfig, data: PictureSet, denoised: PictureSet, run: Path, device: str
 ) -> DiffusionObjective:
-    for stage, loop in (("autoencoder", config.autoencoder.loop), ("clip", config.clip.loop)):
-        if not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
+    for stage, loop in config.loops.items():
+        if stage != "diffusion" and not (run / stage / "checkpoints" / f"{loop.steps:08d}").is_dir():
             raise RequestError(f"{run / stage} is not finished: train --stage {stage} first")
     with torch.random.fork_rng(devices=[]):  # the frozen parts' first weights are thrown away
         frozen = load_trained(config, data, run, new_denoiser=True)
@@ -206,7 +235,7 @@ def _diffusion_objective(
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    latents = encode_all(codec.network, denoised, device)
+    latents = Latents(codec.network, denoised, device, config.cache, run)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,
@@ -216,7 +245,7 @@ def _diffusion_objective(
         config.captions,
         seed=config.seed,
         caption_dropout=part.caption_dropout,
-        weighting=part.weighting,
+        denoising=part,
         preview_prompts=part.preview_prompts,
         preview_guidance=part.guidance,
         device=device,

@@ -1,13 +1,14 @@
-"""Which pictures are wanted, and how they become squares of one size."""
+"""Which pictures are wanted, and what becomes of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from langevin.training.config import Config
+from langevin.training.data.buckets import BucketConfig
 from langevin.training.data.fitting import Fit
 
 
@@ -16,14 +17,24 @@ class DataConfig(Config):
 
     size: int = Field(64, ge=8, le=1024)
     """Width and height in pixels; pictures are resized by area averaging (`PIL.Image.BOX`) when that divides evenly,
-    else by Lanczos."""
+    else by Lanczos. With buckets: of the square among them."""
     fit: Fit = Fit.STRETCH
-    """What is done with a picture that is not square: see `Fit`."""
+    """What is done with a picture that has not the proportions of its size: see `Fit`."""
+    buckets: BucketConfig | None = None
+    """Further sizes of the same area for pictures that are not square. None: all become squares."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """How often a picture is seen mirrored, left for right; never where its captions or keywords speak of a side."""
     include: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Keep a sample only if each of these fields of its record has one of the values. An integer, such as a label, is
     compared by its decimal digits."""
     exclude: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Leave a sample out if one of these fields has one of the values."""
+
+    @model_validator(mode="after")
+    def _on_the_grid(self) -> DataConfig:
+        if self.buckets is not None and self.size % self.buckets.grid:
+            raise ValueError(f"size {self.size} is not a multiple of buckets.grid {self.buckets.grid}")
+        return self
 
     def wants(self, record: Mapping[str, Any]) -> bool:
         return all(_said(record.get(k)) in v for k, v in self.include.items()) and not any(

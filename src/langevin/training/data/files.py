@@ -96,10 +96,27 @@ def one_line(data: bytes) -> str:
     return text
 
 
+def with_captions(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in which `caption` or `captions` may be a list of texts: `captions` is the list then, `caption` its
+    first."""
+    texts = record["caption"] if isinstance(record.get("caption"), list) else record.get("captions")
+    if not isinstance(texts, list) or not texts:
+        return record
+    first = record["caption"] if isinstance(record.get("caption"), str) else texts[0]
+    return {**record, "caption": first, "captions": texts}
+
+
 def record_fault(record: Any) -> str | None:
     """What keeps a record from being used, if anything."""
-    if not isinstance(record, dict) or not isinstance(record.get("caption"), str) or not record["caption"].strip():
+    if not isinstance(record, dict) or not _says(record.get("caption")):
         return "no caption"
+    texts = record.get("captions", [record["caption"]])
+    if not isinstance(texts, list) or not texts or not all(map(_says, texts)):
+        return "captions is not a list of texts"
     if not isinstance(record.get("keywords", []), list | None):
         return "keywords is not a list"
     return None
+
+
+def _says(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())

@@ -1,4 +1,4 @@
-"""Pictures of any size to squares of one size, by rules that are exact to the pixel."""
+"""Pictures of any size to one size, by rules that are exact to the pixel."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from PIL import Image
 
 
 class Fit(StrEnum):
-    """How a picture that is not square becomes one. For a square picture all three are the same."""
+    """How a picture becomes one of other proportions. Where it has them already all three are the same."""
 
     STRETCH = "stretch"
     """Width and height are resized each by its own factor: nothing is lost, proportions change."""
     CROP = "crop"
-    """The centre square, of the shorter side: the left (upper) margin that is cut off is (long - short) // 2."""
+    """The largest part in the middle that has the proportions, its cut side rounded to the nearest pixel (halves
+    upwards, at least 1): the left (upper) margin that is cut off is half of the rest, rounded down."""
     PAD = "pad"
-    """The longer side becomes the size, the shorter one is rounded to the nearest pixel (halves upwards, at least 1);
-    the picture lies in the middle on white, the left (upper) margin being half of the rest, rounded down."""
+    """Resized until it fits inside, the side that does not fill the size rounded to the nearest pixel (halves upwards,
+    at least 1); the picture lies in the middle on white, the left (upper) margin being half of the rest, rounded
+    down."""
 
 
-def fit_square(image: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """An RGB picture of `size` x `size` pixels."""
-    width, height = image.size
+def fit_to(image: Image.Image, width: int, height: int, fit: Fit) -> Image.Image:
+    """An RGB picture of `width` x `height` pixels."""
+    w, h = image.size
     match fit:
         case Fit.STRETCH:
-            return resize(image, size, size)
+            return resize(image, width, height)
         case Fit.CROP:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            square = image if width == height else image.crop((left, top, left + side, top + side))
-            return resize(square, size, size)
+            cut_w, cut_h = min(w, _scaled(h, width, height)), min(h, _scaled(w, height, width))
+            left, top = (w - cut_w) // 2, (h - cut_h) // 2
+            part = image if (cut_w, cut_h) == (w, h) else image.crop((left, top, left + cut_w, top + cut_h))
+            return resize(part, width, height)
         case Fit.PAD:
             # Resized before it is padded: a picture of 1 x 60,000,000 must not become a square of that side.
-            side = max(width, height)
-            scaled = resize(image, _scaled(width, size, side), _scaled(height, size, side))
-            if scaled.size == (size, size):
+            scaled = resize(image, min(width, _scaled(w, height, h)), min(height, _scaled(h, width, w)))
+            if scaled.size == (width, height):
                 return scaled
-            square = Image.new("RGB", (size, size), (255, 255, 255))
-            square.paste(scaled, ((size - scaled.width) // 2, (size - scaled.height) // 2))
-            return square
+            whole = Image.new("RGB", (width, height), (255, 255, 255))
+            whole.paste(scaled, ((width - scaled.width) // 2, (height - scaled.height) // 2))
+            return whole
         case _:
             assert_never(fit)
 
@@ -52,5 +53,6 @@ def resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX if even else Image.Resampling.LANCZOS)
 
 
-def _scaled(length: int, size: int, side: int) -> int:
-    return max(1, (2 * length * size + side) // (2 * side))
+def _scaled(length: int, to: int, of: int) -> int:
+    """`length` times `to` / `of`, rounded to the nearest, halves upwards, at least 1."""
+    return max(1, (2 * length * to + of) // (2 * of))

@@ -1,4 +1,7 @@
-"""`metadata.jsonl`: a line for each picture, with its `file_name`, its `text` or `caption`, and any further fields."""
+"""`metadata.jsonl`: a line for each picture, with its `file_name`, its `text` or `caption`, and any further fields.
+
+The caption may be a list of texts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from langevin.errors import DataError
-from langevin.training.data.files import LARGEST_TEXT, Listing, Sample, record_fault
+from langevin.training.data.files import LARGEST_TEXT, Listing, Sample, record_fault, with_captions
 
 NAME = "metadata.jsonl"
 _LARGEST = 2**30
@@ -64,4 +67,4 @@ def _row(line: bytes) -> tuple[str, dict[str, Any]]:
     record = {k: v for k, v in row.items() if k != "file_name"}
     if "caption" not in record and "text" in record:
         record["caption"] = record.pop("text")
-    return str(path), record
+    return str(path), with_captions(record)

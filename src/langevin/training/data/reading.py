@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from langevin.errors import DataError
 from langevin.images.pixels import to_rgb
 from langevin.training.data import captions, classes, idx, metadata, shards
+from langevin.training.data.buckets import bucket_sizes, nearest_bucket
 from langevin.training.data.config import DataConfig
 from langevin.training.data.files import Listing, Sample, list_files
-from langevin.training.data.fitting import fit_square
+from langevin.training.data.fitting import fit_to
 from langevin.training.data.pictures import PictureSet
 
 Reader = Callable[[Listing, list[str]], Iterator[Sample]]
@@ -57,6 +59,7 @@ def read_data(folder: Path, config: DataConfig) -> PictureSet:
     """
     listing = list_files(folder)
     unreadable = [f"{name}: a link to a folder, which is not followed" for name in listing.links]
+    sizes = bucket_sizes(config.size, config.buckets) if config.buckets else ((config.size, config.size),)
     found: dict[str, tuple[Mapping[str, Any], np.ndarray]] = {}
     for sample in FORMATS[recognise(listing)][1](listing, unreadable):
         if not config.wants(sample.record):
@@ -64,11 +67,12 @@ def read_data(folder: Path, config: DataConfig) -> PictureSet:
         if sample.key in found:
             raise DataError(f"the key {sample.key!r} of {sample.place} occurs twice in {folder}")
         try:
-            image = fit_square(to_rgb(sample.picture()), config.size, config.fit)
+            image = to_rgb(sample.picture())
+            image = fit_to(image, *sizes[nearest_bucket(*image.size, sizes)], config.fit)
         except DataError as error:
             unreadable.append(f"{sample.place}: {error}")
             continue
-        found[sample.key] = sample.record, np.asarray(image)
+        found[sample.key] = {"key": sample.key, **sample.record}, np.asarray(image)
     lines = [_printable(line) for line in unreadable]
     if not found:
         why = f"; {len(lines)} could not be read, the first: {lines[0]}" if lines else ""
@@ -76,10 +80,21 @@ def read_data(folder: Path, config: DataConfig) -> PictureSet:
             f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}{why}"
         )
     keys = sorted(found)
-    pictures = torch.from_numpy(np.stack([found[k][1] for k in keys])).permute(0, 3, 1, 2).contiguous()
+    # In the order of the sizes, those without a picture left out: one tensor for each.
+    shapes = sorted({found[k][1].shape for k in keys}, key=lambda shape: shape[1])
+    bucket = [shapes.index(found[k][1].shape) for k in keys]
+    parts = [_stacked([found[k][1] for k, b in zip(keys, bucket, strict=True) if b == i]) for i in range(len(shapes))]
     digest = hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass"))
-    digest.update(pictures.numpy().tobytes())
-    return PictureSet(pictures, [found[k][0] for k in keys], digest.hexdigest(), lines)
+    if config.buckets or config.flip:
+        digest.update(repr((bucket, [tuple(part.shape) for part in parts], config.flip)).encode())
+    for part in parts:
+        digest.update(part.numpy().tobytes())
+    return PictureSet(parts, [found[k][0] for k in keys], digest.hexdigest(), lines, bucket=bucket, flip=config.flip)
+
+
+def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:
+    """uint8 N 3 H W of pictures H W 3."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 def _printable(line: str) -> str:

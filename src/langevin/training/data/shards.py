@@ -19,6 +19,7 @@ from langevin.training.data.files import (
     Sample,
     one_line,
     record_fault,
+    with_captions,
 )
 
 _TOLD = (".json", ".txt", ".cls")
@@ -101,6 +102,8 @@ def _record(members: Mapping[str, bytes]) -> Mapping[str, Any]:
         if not digits.isdigit() or len(digits) > 9:
             raise DataError(f".cls: {digits[:20]!r} is not a label: give a whole number")
         record["label"] = int(digits)
+    if isinstance(record, dict):
+        record = with_captions(record)
     if isinstance(record, dict) and "caption" not in record:
         if ".txt" in members:
             try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from langevin.checkpoints.checkpoint import Checkpoint
 from langevin.checkpoints.loader import Source, locate, open_checkpoint
 from langevin.training.config import Config, LoopConfig
 from langevin.training.finetuning.parts import LoraOptions
-from langevin.training.objectives.diffusion import Weighting
+from langevin.training.objectives.denoising import DenoisingConfig
+from langevin.training.objectives.weighting import Weighting
 
 
 class ModelSource(Config):
@@ -50,6 +51,12 @@ class TuningStage(Config):
     """How often the prompt is left empty, which trains the model that guidance leads away from."""
     weighting: Weighting | None = None
     """Of the noise levels in the loss; null: every level counts alike in the error of what the model predicts."""
+    gamma: float | None = Field(None, gt=0)
+    """Of the weightings min_snr, soft_min_snr and p2; null is the published value."""
+    noise_offset: float = Field(0.0, ge=0, le=1)
+    """Deviation of noise that is the same for all pixels of a channel: pictures get darker and brighter as a whole."""
+    input_perturbation: float = Field(0.0, ge=0, le=1)
+    """Deviation, in units of sigma, of noise that the target does not know of."""
     preview_prompts: tuple[str, ...] = ()
     """None: what is said of four of the pictures."""
     guidance: float = Field(7.5, ge=1)
@@ -60,6 +67,20 @@ class TuningStage(Config):
     @classmethod
     def _is_a_template(cls, text: str) -> str:
         return check_template(text, "caption")
+
+    @model_validator(mode="after")
+    def _parameters_are_used(self) -> TuningStage:
+        self.denoising(self.weighting or Weighting.SNR)
+        return self
+
+    def denoising(self, weighting: Weighting) -> DenoisingConfig:
+        """The loss, with a weighting where none is chosen."""
+        return DenoisingConfig(
+            weighting=self.weighting or weighting,
+            gamma=self.gamma,
+            noise_offset=self.noise_offset,
+            input_perturbation=self.input_perturbation,
+        )
 
 
 def check_template(text: str, *known: str) -> str:

@@ -195,6 +195,6 @@ class TunedWord(Tuned):
 
 
 def _text_of(bundle: ModelBundle) -> TextEncoder:
-    if bundle.text is None:
-        raise RequestError(f"model {bundle.info.name} has no text encoder: fine-tuning needs a text-to-image model")
+    if not isinstance(bundle.text, TextEncoder):
+        raise RequestError(f"model {bundle.info.name} has no CLIP text encoder of its own: fine-tuning needs one")
     return bundle.text

@@ -17,6 +17,7 @@ from langevin.checkpoints.loader import build, with_prediction
 from langevin.diffusion.prediction import Prediction
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
+from langevin.training.caching import CacheConfig
 from langevin.training.captions import CaptionConfig
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import LoopConfig
@@ -33,9 +34,10 @@ from langevin.training.finetuning.files import write_adapters, write_model, writ
 from langevin.training.finetuning.parts import Tuned, TunedLora, TunedWeights, TunedWord
 from langevin.training.finetuning.prior import make_prior, read_prior
 from langevin.training.loop import Objective
-from langevin.training.objectives.autoencoder import encode_all
-from langevin.training.objectives.diffusion import DiffusionObjective, Weighting
+from langevin.training.objectives.diffusion import DiffusionObjective
+from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.tuning import TuningObjective
+from langevin.training.objectives.weighting import Weighting
 from langevin.training.randomness import seed_for
 from langevin.training.system import System
 
@@ -49,6 +51,8 @@ class FineTuning(System):
     model: ModelSource = ModelSource()
     captions: CaptionConfig = CaptionConfig(style_share=0.0, keyword_share=0.0, article_share=0.0)
     """How a picture's prompt is rephrased, with the record's keywords and style; by default not at all."""
+    cache: CacheConfig = CacheConfig()
+    """Where encoded pictures are kept."""
 
     name: ClassVar[str]
     """Of the stage, and of the field with its options."""
@@ -82,7 +86,7 @@ class FineTuning(System):
         tuned = self.tuned(bundle)
         return TuningObjective(
             tuned,
-            self._diffusion(bundle, tuned, with_prompts(data, self._said), self.seed, device),
+            self._diffusion(bundle, tuned, with_prompts(data, self._said), self.seed, run, device),
             seed=self.seed,
             facts={"model": _identity(checkpoint)},
             **self._prior(bundle, tuned, run, device),
@@ -114,14 +118,18 @@ class FineTuning(System):
         if bundle.info.task != "text-to-image" or bundle.autoencoder is None or bundle.text is None:
             what = bundle.info.task if bundle.info.task != "text-to-image" else "without text or latents"
             raise RequestError(f"model {bundle.info.name} is for {what}: fine-tuning takes text-to-image models")
-        if self.data.size % bundle.autoencoder.downsampling:
-            raise RequestError(
-                f"data.size {self.data.size} is not a multiple of {bundle.autoencoder.downsampling}, by which "
-                f"{bundle.info.name} makes pictures smaller: --set data.size=N"
-            )
+        sizes = {"data.size": self.data.size}
+        if self.data.buckets is not None:
+            sizes["data.buckets.grid"] = self.data.buckets.grid
+        for name, value in sizes.items():
+            if value % bundle.autoencoder.downsampling:
+                raise RequestError(
+                    f"{name} {value} is not a multiple of {bundle.autoencoder.downsampling}, by which "
+                    f"{bundle.info.name} makes pictures smaller: --set {name}=N"
+                )
 
     def _diffusion(
-        self, bundle: ModelBundle, tuned: Tuned, data: PictureSet, seed: int, device: str
+        self, bundle: ModelBundle, tuned: Tuned, data: PictureSet, seed: int, run: Path, device: str
     ) -> DiffusionObjective:
         assert bundle.autoencoder is not None
         stage = self.stage
@@ -130,11 +138,11 @@ class FineTuning(System):
             bundle.autoencoder,
             tuned.text,
             data,
-            encode_all(bundle.autoencoder.network, data, device),
+            Latents(bundle.autoencoder.network, data, device, self.cache, run),
             self.captions,
             seed=seed,
             caption_dropout=stage.caption_dropout,
-            weighting=stage.weighting or _simple(bundle.diffusion.prediction),
+            denoising=stage.denoising(_simple(bundle.diffusion.prediction)),
             preview_prompts=stage.preview_prompts or _some_captions(data),
             preview_guidance=stage.guidance,
             device=device,
@@ -197,7 +205,7 @@ class DreamBooth(FineTuning):
         pictures = read_prior(self._prior_folder(run), self.dreambooth)
         seed = seed_for(self.seed, "prior")  # its noise is not the subject's
         return {
-            "prior": self._diffusion(bundle, tuned, pictures, seed, device),
+            "prior": self._diffusion(bundle, tuned, pictures, seed, run, device),
             "prior_weight": self.dreambooth.prior_weight,
         }
 
@@ -227,8 +235,11 @@ class TextualInversion(FineTuning):
 def with_prompts(data: PictureSet, said: Callable[[str], str]) -> PictureSet:
     """The data set with `said(caption)` for each record's caption."""
     changed = copy.copy(data)
-    records = [{**record, "caption": said(str(record["caption"]))} for record in data.records]
-    object.__setattr__(changed, "records", records)  # the set is frozen
+    changed.records = [
+        {**record, "caption": said(str(record["caption"]))}
+        | ({"captions": [said(str(text)) for text in record["captions"]]} if record.get("captions") else {})
+        for record in data.records
+    ]
     return changed
 
 

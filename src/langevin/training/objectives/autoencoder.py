@@ -41,7 +41,7 @@ class AutoencoderObjective:
         return {"data": self.data.fingerprint, "kl_weight": self.kl_weight, "edge_weight": self.edge_weight}
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        images = self.data.images([i for _, i in samples]).to(self.device)
+        images = self.data.views(samples, self.seed).to(self.device)
         mean, logvar = self.network.moments(images)
         mean, logvar = mean.float(), logvar.float()
         noise = normal(sample_generators(self.seed, "posterior", step, samples), mean.shape[1:]).to(mean)
@@ -58,17 +58,25 @@ class AutoencoderObjective:
     def preview(self, module: nn.Module, path: Path) -> None:
         """Eight pictures above their reconstructions from the latent mean."""
         assert isinstance(module, AutoencoderKL)
-        chosen = torch.linspace(0, len(self.data) - 1, 8).long()
-        images = self.data.images(chosen).to(self.device)
+        images = self.data.images(self.data.some(8)).to(self.device)
         save_grid(path, torch.cat([images, module.decode(module.moments(images)[0])]), columns=8)
 
 
 @torch.no_grad()
-def encode_all(network: AutoencoderKL, data: PictureSet, device: str, batch: int = 64) -> tuple[Tensor, Tensor]:
-    """(mean, standard deviation) of every picture's latent, float32 N C h w on the CPU."""
+def encode_all(
+    network: AutoencoderKL,
+    data: PictureSet,
+    device: str,
+    indices: Tensor | None = None,
+    *,
+    mirrored: bool = False,
+    batch: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of the latents of some pictures of one bucket, or of all pictures; of their mirror
+    images if `mirrored`. float32 N C h w on the CPU."""
     means, deviations = [], []
-    for start in range(0, len(data), batch):
-        images = data.images(range(start, min(start + batch, len(data)))).to(device)
+    for some in (torch.arange(len(data)) if indices is None else indices).split(batch):
+        images = data.images(some, torch.full((len(some),), mirrored)).to(device)
         mean, logvar = network.moments(images)
         means.append(mean.float().cpu())
         deviations.append(torch.exp(0.5 * logvar.float()).cpu())
