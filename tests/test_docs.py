@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PARSED_ONLY = {
     "compare": "tests/baselines runs it",
     "evaluate": "tests/cli runs it",
+    "finetune": "tests/training runs it",
     "selftest": "tests/evaluation runs it",
     "train": "tests/training runs it",
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from langevin.checkpoints.additions import add_embedding, add_lora
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.tasks.from_text import text_to_image
 from langevin.tasks.opening import open_bundle
@@ -25,6 +26,17 @@ class Model:
     def info(self) -> CheckpointInfo:
         """What the model is and where it came from."""
         return self.bundle.info
+
+    def with_lora(self, path: str | Path, strength: float = 1.0) -> Model:
+        """This model with a LoRA file merged into its weights; this one stays as it is, and several may be put on top
+        of each other. strength: 1 is as it was trained, 0 changes nothing. Raises CheckpointError for a file that does
+        not fit."""
+        return Model(add_lora(self.bundle, path, strength))
+
+    def with_embedding(self, path: str | Path, word: str | None = None) -> Model:
+        """This model with the word of a textual-inversion file, to be used in prompts; `word` calls it otherwise than
+        the file does. Raises CheckpointError for a file that does not fit, RequestError for a word that is taken."""
+        return Model(add_embedding(self.bundle, path, word))
 
     def plan(self, prompt: str | None = None, **options: Any) -> Plan:
         """What `generate` would run. Options are those of `GenerateRequest`; raises RequestError."""
@@ -51,6 +63,7 @@ def load(model: str | Path | None = None, **options: Any) -> Model:
     package.
 
     Options are those of `ModelOptions`: dtype ("float32", "bfloat16", "float16"), device, revision, prediction, ema,
-    allow_pickle. Raises RequestError for an option that does not fit, CheckpointError for a file that does not.
+    allow_pickle, lora, embedding. Raises RequestError for an option that does not fit, CheckpointError for a file that
+    does not.
     """
     return Model(open_bundle(ModelOptions(model=None if model is None else str(model), **options)))

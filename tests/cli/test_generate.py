@@ -14,10 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from langevin.checkpoints.embeddings import Embedding, EmbeddingLayout, write_embedding
+from langevin.checkpoints.loader import load_bundle
+from langevin.checkpoints.lora import LoraLayout, write_lora
 from langevin.cli import main as cli
 from langevin.cli.generate import output_paths
 from langevin.images.parameters import parse_parameters
 from langevin.images.png import pixels_sha256, read_png, write_png
+from langevin.networks.lora import LoraWeights
 
 
 @pytest.fixture(autouse=True)
@@ -186,3 +190,67 @@ def test_a_manifest_is_checked_like_a_request(
     assert cli.run(["reproduce", "b.png", "--verify", *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err and "etc/" not in err
+
+
+def test_lora_and_embedding_files_are_used_recorded_and_reproduced(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, word = _additions(model_file, tmp_path)
+    assert generate(model_file, "-o", "plain.png", "--seed", "3") == 0
+    assert generate(model_file, "-o", "a.png", "--seed", "3", "--lora", f"{lora}:0.5", "--embedding", str(word)) == 0
+    picture, manifest = read_png("a.png")
+    assert pixels_sha256(picture) != pixels_sha256(read_png("plain.png")[0])
+    assert manifest["model"]["additions"] == [
+        {"kind": "lora", "strength": 0.5, "name": "l.safetensors", "bytes": lora.stat().st_size,
+         "sha256": hashlib.sha256(lora.read_bytes()).hexdigest()},
+        {"kind": "embedding", "word": "<new>", "name": "w.safetensors", "bytes": word.stat().st_size,
+         "sha256": hashlib.sha256(word.read_bytes()).hexdigest()},
+    ]  # fmt: skip
+    assert str(lora.parent) not in json.dumps(manifest)
+    model = ["-m", str(model_file)]
+    assert cli.run(["reproduce", "a.png", "--verify", *model, "--additions", str(lora.parent)]) == 0
+    capsys.readouterr()
+    assert cli.run(["reproduce", "a.png", "--verify", *model]) == 2
+    assert "l.safetensors: no such file" in capsys.readouterr().err
+    shutil.copytree(lora.parent, tmp_path / "other")
+    _additions(model_file, tmp_path / "other", seed=1)
+    assert cli.run(["reproduce", "a.png", "--verify", *model, "--additions", str(tmp_path / "other" / "files")]) == 2
+    assert "is not the model that made the picture" in capsys.readouterr().err
+
+
+def test_a_lora_of_strength_nothing_is_none(model_file: Path, tmp_path: Path) -> None:
+    lora, _ = _additions(model_file, tmp_path)
+    for name, more in (("plain", []), ("none", ["--lora", f"{lora}:0"]), ("twice", ["--lora", str(lora)] * 2)):
+        assert generate(model_file, "-o", f"{name}.png", "--seed", "3", *more) == 0
+    plain, none, twice = (pixels_sha256(read_png(f"{n}.png")[0]) for n in ("plain", "none", "twice"))
+    assert plain == none and plain != twice
+
+
+def test_explain_knows_new_words_and_refuses_what_does_not_fit(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora, word = _additions(model_file, tmp_path)
+    command = ["explain", "a <new> apple", "-m", str(model_file), "--json"]
+    assert cli.run(command) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert cli.run([*command, "--embedding", str(word), "--lora", str(lora)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    tokens = [t["text"] for t in found["prompt"][0]["chunks"][0]]
+    assert tokens[1:3] == ["<new>", "<new>_1"] and tokens != [t["text"] for t in plain["prompt"][0]["chunks"][0]]
+    assert found["calls"] == plain["calls"]
+    assert cli.run([*command, "--lora", str(word)]) == 2
+    assert "expected a LoRA" in capsys.readouterr().err
+
+
+def _additions(model_file: Path, folder: Path, seed: int = 0) -> tuple[Path, Path]:
+    """A LoRA and an embedding of two vectors for the model, in a folder of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    bundle = load_bundle(model_file)
+    name = "middle_block.1.transformer_blocks.0.attn2.to_v"
+    rows, columns = bundle.diffusion.network.get_parameter(f"{name}.weight").shape
+    weights = LoraWeights(torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator), 4.0)
+    files = folder / "files"
+    files.mkdir(parents=True, exist_ok=True)
+    lora = write_lora(files / "l.safetensors", {"unet": {name: weights}}, bundle, LoraLayout.KOHYA, overwrite=True)
+    word = Embedding("<new>", torch.randn(2, 32, generator=generator))
+    return lora, write_embedding(files / "w.safetensors", word, EmbeddingLayout.DIFFUSERS, overwrite=True)

@@ -77,6 +77,15 @@ def reproduce(
         str | None, typer.Option("--config", metavar="FILE", help="YAML or JSON that says what the weights do not.")
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .ckpt, .pt and .bin files.")] = False,
+    additions: Annotated[
+        Path,
+        typer.Option(
+            "--additions",
+            metavar="FOLDER",
+            help="Where the picture's LoRA and embedding files are now. [default: this folder]",
+            show_default=False,
+        ),
+    ] = Path(),
     quiet: Quiet = False,
 ) -> None:
     """Make a picture again from what is written in it."""
@@ -91,7 +100,7 @@ def reproduce(
     from langevin.tasks.reproduce import Recipe
 
     picture, manifest = read_png(image)
-    recipe = Recipe.of(manifest, model, config=config, allow_pickle=allow_pickle)
+    recipe = Recipe.of(manifest, model, config=config, allow_pickle=allow_pickle, additions=additions)
     if 1 <= recipe.threads <= (os.cpu_count() or 1):
         torch.set_num_threads(recipe.threads)
     if not quiet:

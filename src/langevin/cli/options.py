@@ -26,6 +26,11 @@ class _Shape:
     many: bool = False
     mapping: bool = False
 
+    @property
+    def repeated(self) -> bool:
+        """Texts may hold commas: the option is given once for each. Numbers stand in one, with commas."""
+        return self.many and self.kind is str
+
 
 def parameters(options: type[Options], *, arguments: Iterable[str] = ()) -> list[inspect.Parameter]:
     """One parameter for typer a field. The fields in `arguments` are positional, the others are `--options`.
@@ -45,6 +50,8 @@ def collect(options: type[O], values: dict[str, Any]) -> O:
         shape = _shape(field.annotation)
         if shape.mapping:
             value = dict(_pair(name, text) for text in value)
+        elif shape.repeated:
+            value = tuple(value)
         elif shape.many:
             value = tuple(_number(name, part, shape.kind) for part in value.split(","))
         given[name] = value
@@ -76,7 +83,7 @@ def command(
 
 def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Parameter:
     shape = _shape(field.annotation)
-    kind: Any = list[str] if shape.mapping else str if shape.many else shape.kind
+    kind: Any = list[str] if shape.mapping or shape.repeated else str if shape.many else shape.kind
     text = _help(field, shape)
     info: Any
     if positional:
@@ -121,7 +128,7 @@ def _metavar(field: FieldInfo, shape: _Shape) -> str | None:
     if words and len(words) <= _MOST_IN_METAVAR:
         return "|".join(words)
     letter = {int: "N", float: "X", str: "TEXT"}[shape.kind]
-    return f"{letter},{letter}..." if shape.many else letter
+    return f"{letter},{letter}..." if shape.many and not shape.repeated else letter
 
 
 def _shape(annotation: Any) -> _Shape:

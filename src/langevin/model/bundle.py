@@ -54,6 +54,18 @@ class FileLayout:
     """The file told all of this model by itself: nothing was given from beside it, and nothing changed since."""
 
 
+@dataclass(frozen=True)
+class Addition:
+    """A file that was put into a loaded model."""
+
+    kind: Literal["lora", "embedding"]
+    file: SourceFile
+    strength: float = 1.0
+    """Of a LoRA."""
+    word: str | None = None
+    """Of an embedding: what it is called in a prompt."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
     """What is known about a model beside its weights. The defaults are those of a model made in this process."""
@@ -88,6 +100,8 @@ class CheckpointInfo:
     """What was guessed, ignored or left out in loading, a line each."""
     layout: FileLayout | None = None
     """For a model from a single file."""
+    additions: tuple[Addition, ...] = ()
+    """LoRA and embedding files that were put into it since, in order."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -43,6 +43,8 @@ class Tokenizer:
     pad: int
     max_length: int = _CLIP_MAX_LENGTH
     """Positions of the text encoder, start and end tokens included."""
+    words: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Ids of added words that stand for several tokens, with the ids of all of them."""
 
     def __post_init__(self) -> None:
         if self.max_length < 3:
@@ -154,6 +156,29 @@ class Tokenizer:
         merges = [(a, b) for a, b in learned[: vocabulary_size - _SMALLEST_VOCABULARY]]
         return _assemble(_vocabulary_of(merges), merges, max_length=max_length)
 
+    def with_word(self, word: str, count: int = 1) -> Tokenizer:
+        """The same with one more word that stands for `count` new tokens, which have the next ids that are free.
+
+        The word is found in a text where no letter or digit touches it, in capitals too. Raises RequestError for a word
+        that is known already, is empty or holds white space.
+        """
+        word = checked(word)
+        if not word or word != "".join(word.split()):
+            raise RequestError(f"the word {word!r} of an embedding: give one without white space")
+        if count < 1:
+            raise RequestError(f"a word of {count} tokens: give at least 1")
+        if len(self.encode(word)) == 1:
+            raise RequestError(f"the word {word!r} of an embedding is a token already: choose another, as <{word}>")
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        first = len(self)
+        ids = tuple(range(first, first + count))
+        for i, token_id in enumerate(ids):
+            text = word if i == 0 else f"{word}_{i}"
+            backend.add_tokens([AddedToken(text, single_word=True)])
+            if backend.token_to_id(text) != token_id:  # a piece of words has just this spelling
+                raise RequestError(f"the word {text!r} of an embedding is a token already: choose another, as <{word}>")
+        return replace(self, backend=backend, words={**self.words, ids[0]: ids} if count > 1 else self.words)
+
     # -- use ------------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, *, pad_in_text: bool = False) -> list[int]:
@@ -167,9 +192,10 @@ class Tokenizer:
         checked(text)
         parts = text.split(self.token(self.pad)) if pad_in_text and self.pad not in (self.bos, self.eos) else [text]
         ids: list[int] = []
-        for i, part in enumerate(parts):
-            ids.extend([self.pad] if i else [])
-            ids.extend(self.backend.encode(part, add_special_tokens=False).ids)
+        for place, part in enumerate(parts):
+            ids.extend([self.pad] if place else [])
+            for i in self.backend.encode(part, add_special_tokens=False).ids:
+                ids.extend(self.words.get(i, (i,)))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -192,7 +218,15 @@ class Tokenizer:
         return line + [self.pad] * (self.max_length - len(line))
 
     def to_json(self) -> str:
-        """The whole tokenizer as JSON. The `tokenizers` library reads it too, with the same padding and length."""
+        """The whole tokenizer as JSON. The `tokenizers` library reads it too, with the same padding and length.
+
+        Raises CheckpointError where words stand for several tokens, which JSON has no place for.
+        """
+        if self.words:
+            raise CheckpointError(
+                f"tokenizer: {self.token(next(iter(self.words)))!r} stands for several tokens, which no tokenizer file "
+                "can say: keep its embedding as a file of its own"
+            )
         data = json.loads(self.backend.to_str())
         data["padding"] = {
             "strategy": {"Fixed": self.max_length},

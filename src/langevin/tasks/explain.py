@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ from langevin.networks.clip import ClipText, ClipTextConfig, TextStates
 from langevin.networks.unet import UNetConfig
 from langevin.tasks.from_text import DEFAULT_BATCH, run_numbers, text_to_image
 from langevin.tasks.memory import MemoryEstimate, activation_bytes, weight_bytes
+from langevin.tasks.opening import with_additions
 from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest, ModelOptions
 
@@ -117,6 +119,8 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     networks = meta_networks(checkpoint.config)
     noting = _NotingUNet(checkpoint.config.unet, dtype, 1 + checkpoint.config.learned_variance)
     bundle = _bundle(checkpoint, found, networks, noting)
+    if options.lora or options.embedding:
+        bundle = _with_additions(bundle, networks, options)
 
     # The first batch stands for all. Two pictures are planned where there are more, for what is said of several.
     count = len(request.image_seeds())
@@ -220,6 +224,20 @@ def _bundle(
             notices=checkpoint.notices,
         ),
     )
+
+
+def _with_additions(bundle: ModelBundle, networks: Mapping[str, nn.Module], options: ModelOptions) -> ModelBundle:
+    """LoRA and embedding files put into the networks without weights: what does not fit them is refused, and prompts
+    have the words. The stand-ins stay."""
+    text, unet = bundle.text, networks["unet"]
+    if isinstance(text, TextEncoder):
+        text = TextEncoder(cast(ClipText, networks["text"]), text.tokenizer, text.layer)
+    diffusion = dataclasses.replace(bundle.diffusion, network=unet)
+    whole = with_additions(dataclasses.replace(bundle, diffusion=diffusion, text=text), options)
+    if isinstance(whole.text, TextEncoder):
+        stand_in = cast(ClipText, _NotingText(whole.text.network.config, bundle.diffusion.dtype))
+        text = TextEncoder(stand_in, whole.text.tokenizer, whole.text.layer)
+    return dataclasses.replace(whole, diffusion=bundle.diffusion, text=text)
 
 
 def _texts(prompt: str, plan: Plan, encoder: TextEncoder | None) -> tuple[ExplainedText, ...]:

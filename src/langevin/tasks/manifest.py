@@ -13,7 +13,7 @@ from PIL import Image
 
 from langevin.images.parameters import parameters_text
 from langevin.images.png import pixels_sha256
-from langevin.model.bundle import ModelBundle
+from langevin.model.bundle import ModelBundle, SourceFile
 from langevin.version import __version__
 
 if TYPE_CHECKING:
@@ -72,8 +72,16 @@ def describe(bundle: ModelBundle) -> dict[str, Any]:
         "prediction": str(info.prediction),
         "weights": info.weights,
         "revision": info.revision,
-        "files": [{"name": file.path.name, "bytes": file.size, "sha256": file.sha256} for file in info.files],
+        "files": [_file(file) for file in info.files],
+        "additions": [
+            {"kind": a.kind, **({"strength": a.strength} if a.kind == "lora" else {"word": a.word}), **_file(a.file)}
+            for a in info.additions
+        ],
     }
+
+
+def _file(file: SourceFile) -> dict[str, Any]:
+    return {"name": file.path.name, "bytes": file.size, "sha256": file.sha256}
 
 
 _SAMPLER_NAMES = {

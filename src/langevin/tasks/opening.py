@@ -6,6 +6,7 @@ from typing import Literal, assert_never
 
 import torch
 
+from langevin.checkpoints.additions import add_embedding, add_lora, split_embedding, split_lora
 from langevin.checkpoints.loader import load_bundle
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
@@ -15,7 +16,7 @@ from langevin.tasks.request import ModelOptions
 def open_bundle(options: ModelOptions) -> ModelBundle:
     """The model, ready to run. Raises RequestError where the device is not here, CheckpointError as the loader does."""
     check_device(options.device)
-    return load_bundle(
+    bundle = load_bundle(
         options.model,
         dtype=options.precision,
         device=options.device,
@@ -25,6 +26,16 @@ def open_bundle(options: ModelOptions) -> ModelBundle:
         allow_pickle=options.allow_pickle,
         revision=options.revision,
     )
+    return with_additions(bundle, options)
+
+
+def with_additions(bundle: ModelBundle, options: ModelOptions) -> ModelBundle:
+    """The model with the LoRA and embedding files that the options name, in their order."""
+    for file in options.lora:
+        bundle = add_lora(bundle, *split_lora(file))
+    for file in options.embedding:
+        bundle = add_embedding(bundle, *split_embedding(file))
+    return bundle
 
 
 def check_device(device: str) -> None:

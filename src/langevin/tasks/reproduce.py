@@ -44,14 +44,19 @@ class Recipe:
         *,
         config: str | None = None,
         allow_pickle: bool = False,
+        additions: Path = Path(),
     ) -> Recipe:
-        """Reads a manifest. `model` says where the weights are, in place of what the manifest says.
+        """Reads a manifest. `model` says where the weights are, in place of what the manifest says; `additions` is the
+        folder that LoRA and embedding files are in.
 
         Raises DataError where the manifest lacks something or is malformed, RequestError where its options are out of
         bounds.
         """
         try:
             picture, source, versions = manifest["picture"], manifest["model"], manifest["versions"]
+            # Pictures that were made before models could have additions do not say that there are none.
+            listed = source.get("additions", [])
+            added = {kind: [a for a in listed if a["kind"] == kind] for kind in ("lora", "embedding")}
             request = GenerateRequest(**manifest["request"])
             count = len(request.image_seeds())
             index = int(picture["index"]) if request.mode == "fast" else 0
@@ -68,10 +73,14 @@ class Recipe:
                     config=config,
                     ema="yes" if source["weights"] == "ema" else "auto",
                     allow_pickle=allow_pickle,
+                    lora=tuple(
+                        f"{additions / Path(str(a['name'])).name}:{float(a['strength'])!r}" for a in added["lora"]
+                    ),
+                    embedding=tuple(f"{additions / Path(str(a['name'])).name}:{a['word']}" for a in added["embedding"]),
                 ),
                 index=index,
                 pixels_sha256=str(picture["pixels_sha256"]),
-                files=tuple(sorted(str(file["sha256"]) for file in source["files"])),
+                files=tuple(sorted(str(file["sha256"]) for file in [*source["files"], *listed])),
                 threads=int(versions["threads"]),
                 versions={name: str(versions[name]) for name in ("torch", "numpy", "machine")},
             )
@@ -85,13 +94,16 @@ class Recipe:
         try:
             bundle = open_bundle(self.model)
         except CheckpointError as error:
-            raise CheckpointError(f"the picture's model does not open: {error}; --model says where it is") from None
-        found = tuple(sorted(file.sha256 for file in bundle.info.files))
+            raise CheckpointError(
+                f"the picture's model does not open: {error}; --model and --additions say where it is"
+            ) from None
+        info = bundle.info
+        found = tuple(sorted(file.sha256 for file in [*info.files, *(a.file for a in info.additions)]))
         if found != self.files:
             first = next(iter(set(self.files) - set(found)), "none")
             raise CheckpointError(
-                f"{bundle.info.name} is not the model that made the picture: no file has SHA-256 {first[:16]}...; "
-                "give the right one with --model"
+                f"{info.name} is not the model that made the picture: no file has SHA-256 {first[:16]}...; "
+                "give the right one with --model, the folder of its LoRA and embedding files with --additions"
             )
         return bundle
 

@@ -92,6 +92,12 @@ class ModelOptions(Options):
         "auto", description="Take the averaged (EMA) weights of a file that has both; auto does when it has them."
     )
     allow_pickle: bool = Field(False, description="Read .ckpt, .pt and .bin files (through a restricted unpickler).")
+    lora: Annotated[tuple[str, ...], Shown("none"), FromList] = Field(
+        (), description="LoRA files to put into the model, as FILE or FILE:STRENGTH; 1 is as it was trained."
+    )
+    embedding: Annotated[tuple[str, ...], Shown("none"), FromList] = Field(
+        (), description="Textual-inversion files whose words prompts may use, as FILE or FILE:WORD."
+    )
 
     @property
     def precision(self) -> Literal["float32", "float16", "bfloat16"]:

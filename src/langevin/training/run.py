@@ -7,10 +7,19 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from langevin.errors import DataError, RequestError
 from langevin.tasks.opening import check_device
@@ -82,6 +91,8 @@ def _run(
     distributed.wait()  # all have compared the papers
     if chief:
         write_papers(run, recipe, config, pictures, device)
+        _prepare(config, run, console, device)
+    distributed.wait()
     for stage in (s for s in config.loops if s in stages):
         with Board(run / stage, tensorboard and chief) as board:
             _run_stage(config, stage, pictures, run, console, board, device=device, resume=resume)
@@ -89,6 +100,22 @@ def _run(
         path = config.finish(pictures, run)
         console.print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
     distributed.wait()
+
+
+def _prepare(config: System, run: Path, console: Console, device: str) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    steps = config.prepare(run, device)
+    with _interruption() as interrupted:
+        if (first := next(steps, None)) is None:
+            return
+        with Progress(*columns, console=console) as progress:
+            tasks: dict[str, TaskID] = {}
+            for what, done, total in chain([first], steps):
+                if what not in tasks:
+                    tasks[what] = progress.add_task(what, total=total)
+                progress.update(tasks[what], completed=done)
+                if interrupted:
+                    raise KeyboardInterrupt
 
 
 def _run_stage(

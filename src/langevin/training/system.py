@@ -39,6 +39,11 @@ class System(Config, ABC):
     def loops(self) -> Mapping[str, LoopConfig]:
         """The stages in the order in which they are trained, each with its loop's options."""
 
+    def prepare(self, run: Path, device: str) -> Generator[tuple[str, int, int]]:
+        """Make what has to be in the run folder before the first stage, or what is left of it; yields (what, done, of
+        how many). Nothing by default."""
+        yield from ()
+
     @abstractmethod
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
         """What `stage` trains. Raises RequestError where it needs an earlier stage that is not finished in `run`."""

@@ -67,7 +67,9 @@ class DiffusionObjective:
         preview_guidance: float,
         device: str,
         beside: Beside | None = None,
+        trains_text: bool = False,
     ) -> None:
+        """trains_text: gradients go through the text encoder too, for whoever trains a part of it."""
         self.model = model
         self.denoising = Denoising(model, denoising)
         self.module: nn.Module = with_levels(model.network, self.denoising.levels).to(device)
@@ -83,6 +85,7 @@ class DiffusionObjective:
         self.preview_guidance = preview_guidance
         self.device = device
         self.beside = beside
+        self.trains_text = trains_text
 
     @property
     def count(self) -> int:
@@ -123,11 +126,14 @@ class DiffusionObjective:
         given = Conditioning() if self.beside is None else self.beside.of(samples, streams)
         return replace(given.to(self.device), context=self.context(texts))
 
-    @torch.no_grad()
     def context(self, texts: list[str]) -> Tensor:
-        """Text states, B L D; a caption that comes again is not encoded again while there is room."""
-        assert self.states is not None
-        return self.states.of(texts)
+        """Text states, B L D. A caption that comes again is not encoded again while there is room, unless the encoder
+        trains."""
+        assert self.text is not None and self.states is not None
+        if not self.trains_text:
+            return self.states.of(texts)
+        distinct = list(dict.fromkeys(texts))
+        return self.text.states(distinct)[torch.tensor([distinct.index(t) for t in texts])]
 
     def previewed(self) -> tuple[Conditioning, Conditioning, list[Tensor]]:
         """What previews are made of, with and without what guidance acts on, and rows of pictures to show above them.

@@ -1,0 +1,160 @@
+"""Low-rank adaptation (Hu et al. 2021): a trained layer W x gets (alpha / rank) up(down(x)) beside it.
+
+Nothing in the other networks knows of it: an adapter is attached to a layer by a hook, or merged into its weight.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+N = TypeVar("N", bound=nn.Module)
+
+
+class LoraWeights(NamedTuple):
+    """One layer's adapter as files hold it. Its effect on the layer's weight is (alpha / rank) up down."""
+
+    down: Tensor
+    """[r, in], or [r, in, h, w] with the convolution's kernel."""
+    up: Tensor
+    """[out, r], or [out, r, 1, 1]."""
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    def delta(self) -> Tensor:
+        """What is added to the layer's weight at strength 1, float32, [out, in] or [out, in, h, w]."""
+        down, up = self.down.float(), self.up.float()
+        return (self.alpha / self.rank) * (up.flatten(1) @ down.flatten(1)).unflatten(1, down.shape[1:])
+
+
+class LoraLayer(nn.Module):
+    """The adapter of a linear layer or a convolution. It begins as nothing: `up` is zero."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int, alpha: float, dropout: float = 0.0) -> None:
+        """dropout: of the layer's input, on the adapter's way alone (Hu et al. 2021, section 5). Raises TypeError for
+        another kind of layer, ValueError for a rank below 1."""
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"LoRA rank {rank}: must be at least 1")
+        self.alpha = alpha
+        self.rank = rank
+        self.dropout = nn.Dropout(dropout)
+        self.down: nn.Linear | nn.Conv2d
+        self.up: nn.Linear | nn.Conv2d
+        if isinstance(base, nn.Linear):
+            self.down = nn.Linear(base.in_features, rank, bias=False)
+            self.up = nn.Linear(rank, base.out_features, bias=False)
+        elif isinstance(base, nn.Conv2d) and base.groups == 1:
+            # The kernel is the first part's, so that the rank bounds all of its places together.
+            self.down = nn.Conv2d(
+                base.in_channels,
+                rank,
+                base.kernel_size,  # type: ignore[arg-type]
+                base.stride,  # type: ignore[arg-type]
+                base.padding,  # type: ignore[arg-type]
+                base.dilation,  # type: ignore[arg-type]
+                bias=False,
+            )
+            self.up = nn.Conv2d(rank, base.out_channels, 1, bias=False)
+        else:
+            raise TypeError(f"no LoRA for {base}")
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What is added to the layer's output, in the adapter's dtype. x: the layer's input."""
+        out: Tensor = self.up(self.down(self.dropout(x.to(self.down.weight.dtype))))
+        return (self.alpha / self.rank) * out
+
+    def weights(self) -> LoraWeights:
+        """As files hold it."""
+        return LoraWeights(self.down.weight.detach(), self.up.weight.detach(), self.alpha)
+
+
+class LoraAdapters(nn.Module):
+    """The adapters of some layers of a network, by the layers' names. It holds nothing of the network itself, so that
+    optimiser, average and checkpoints of it hold the adapters alone."""
+
+    def __init__(
+        self, network: nn.Module, names: Iterable[str], *, rank: int, alpha: float, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        for name in names:
+            base: Any = network.get_submodule(name)
+            self.layers[name.replace(".", "/")] = LoraLayer(base, rank, alpha, dropout)  # no key may hold a point
+
+    def named_layers(self) -> Iterator[tuple[str, LoraLayer]]:
+        """Each adapter with the name of its layer in the network."""
+        for key, layer in self.layers.items():
+            assert isinstance(layer, LoraLayer)
+            yield key.replace("/", "."), layer
+
+    def weights(self) -> dict[str, LoraWeights]:
+        """By the layers' names."""
+        return {name: layer.weights() for name, layer in self.named_layers()}
+
+
+class Attached:
+    """Adapters at work on a network, until `detach`. The network's own weights stay as they are."""
+
+    def __init__(self, network: nn.Module, adapters: LoraAdapters) -> None:
+        self._current = adapters
+        self._handles = [
+            network.get_submodule(name).register_forward_hook(self._hook(key))
+            for key, name in ((key, key.replace("/", ".")) for key in adapters.layers)
+        ]
+
+    @contextmanager
+    def using(self, adapters: LoraAdapters) -> Iterator[None]:
+        """Others in their place for a while: the moving average of the same layers."""
+        before, self._current = self._current, adapters
+        try:
+            yield
+        finally:
+            self._current = before
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, key: str) -> Any:
+        def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return output + self._current.layers[key](args[0]).to(output.dtype)
+
+        return add
+
+
+@torch.no_grad()
+def merged(network: N, weights: Mapping[str, LoraWeights], strength: float = 1.0) -> N:
+    """A copy of the network in which W + strength (alpha / rank) up down stands for each W; the sum is taken in float32
+    and rounded to W's dtype. The other parameters are shared with the original, which stays as it is.
+
+    Raises ValueError where a weight's shape is not that of its layer. 1x1 convolutions and linear layers may stand for
+    each other.
+    """
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    for name, lora in weights.items():
+        weight = network.get_parameter(f"{name}.weight")
+        shape = (lora.up.shape[0], *lora.down.shape[1:])
+        if not fits(lora, weight.shape):
+            raise ValueError(f"{name}: a LoRA of shape {list(shape)} for a weight of {list(weight.shape)}")
+        delta = strength * lora.delta().reshape(weight.shape).to(weight.device)
+        memo[id(weight)] = nn.Parameter((weight.float() + delta).to(weight.dtype), requires_grad=False)
+    return copy.deepcopy(network, memo)
+
+
+def fits(lora: LoraWeights, shape: torch.Size) -> bool:
+    """Whether an adapter belongs to a weight of this shape."""
+    inner = lora.down.ndim >= 2 and lora.up.ndim >= 2 and lora.up.shape[1] == lora.rank
+    if not inner or any(n != 1 for n in lora.up.shape[2:]):
+        return False
+    found, wanted = (lora.up.shape[0], *lora.down.shape[1:]), tuple(shape)
+    return found == wanted or (found[:2] == wanted[:2] and all(n == 1 for n in (*found[2:], *wanted[2:])))

@@ -1,0 +1,1 @@
+"""Fine-tuning of a loaded model, through the loop that trains everything: all weights, LoRA, DreamBooth, a new word."""

@@ -1,0 +1,59 @@
+"""What a fine-tuning run leaves: files that this program and others read."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from torch import nn
+
+from langevin.checkpoints.checkpoint import Checkpoint
+from langevin.checkpoints.embeddings import Embedding, EmbeddingLayout, write_embedding
+from langevin.checkpoints.lora import LoraLayout, write_lora
+from langevin.checkpoints.original import write_original
+from langevin.checkpoints.places import identity
+from langevin.checkpoints.recognise import EMA
+from langevin.checkpoints.tensorfile import MemoryTensors, torch_dtype
+from langevin.checkpoints.transfer import Part
+from langevin.model.bundle import ModelBundle
+from langevin.training.finetuning.parts import TunedLora, TunedWeights, TunedWord
+
+
+def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path) -> Path:
+    """A single file laid out as the model's own was, each tensor in the precision that it had, the metadata kept. What
+    did not train is taken over from the source's files; the moving average of the old weights is left out."""
+    assert isinstance(tuned.module, nn.ModuleDict)
+    parts = dict(checkpoint.parts)
+    for name, network in tuned.module.items():
+        old = checkpoint.parts[name]
+        state = {n: v.detach().to("cpu", torch_dtype(old.dtype(n))) for n, v in network.state_dict().items()}
+        parts[name] = Part(MemoryTensors(state), identity(state), old.shapes)
+    changed = dataclasses.replace(
+        checkpoint,
+        parts=parts,
+        extras={name: stored for name, stored in checkpoint.extras.items() if not name.startswith(EMA)},
+        weights="plain",
+        layout=dataclasses.replace(checkpoint.layout, unet="plain", complete=False),
+        folder=None,
+    )
+    write_original(changed, path, overwrite=True)
+    return path
+
+
+def write_adapters(tuned: TunedLora, bundle: ModelBundle, run: Path) -> Path:
+    """`run/lora.safetensors` in kohya's layout, `run/lora-diffusers.safetensors` in that of diffusers."""
+    weights = tuned.weights()
+    write_lora(run / "lora-diffusers.safetensors", weights, bundle, LoraLayout.DIFFUSERS, overwrite=True)
+    return write_lora(run / "lora.safetensors", weights, bundle, LoraLayout.KOHYA, overwrite=True)
+
+
+def write_word(tuned: TunedWord, token: str, run: Path) -> Path:
+    """`run/embedding/NAME.safetensors` for AUTOMATIC1111, where NAME is the word without marks, and
+    `run/embedding/learned_embeds.safetensors` for diffusers."""
+    folder = run / "embedding"
+    folder.mkdir(exist_ok=True)
+    word = Embedding(token, tuned.vectors.weight.detach())
+    name = re.sub(r"[^\w-]+", "", token) or "word"
+    write_embedding(folder / "learned_embeds.safetensors", word, EmbeddingLayout.DIFFUSERS, overwrite=True)
+    return write_embedding(folder / f"{name}.safetensors", word, EmbeddingLayout.A1111, overwrite=True)
