@@ -39,7 +39,7 @@ INK = np.array([240, 246, 255])
 
 SETTINGS = (
     "lora.rank=16", "lora.alpha=16", 'lora.targets=["transformer", "convolution"]', "lora.loop.learning_rate=0.002",
-    "lora.loop.steps=600", "lora.loop.batch_size=32", "lora.loop.warmup=30", "lora.loop.log_every=50",
+    "lora.loop.steps=400", "lora.loop.batch_size=32", "lora.loop.warmup=30", "lora.loop.log_every=50",
     "lora.loop.sample_every=200", "lora.loop.save_every=200", "lora.guidance=3",
     "lora.preview_prompts=" + json.dumps([f"{p}, blueprint" for p in PROMPTS]),
 )  # fmt: skip
