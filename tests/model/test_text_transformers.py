@@ -28,8 +28,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def encoder(folders: Path, kind: str, length: int = 12, cache_bytes: int = 2**20) -> TransformersEncoder:
-    return open_encoder(folders / kind, EncoderKind(kind), length, cache_bytes=cache_bytes)
+def encoder(folders: Path, kind: str, length: int = 12) -> TransformersEncoder:
+    return open_encoder(folders / kind, EncoderKind(kind), length)
 
 
 TEXTS = ["a red circle", "", "A green square left of a blue triangle", "unheard words"]
@@ -66,22 +66,6 @@ def test_a_text_has_the_same_states_beside_any_others_and_under_autocast(folders
     one = encoder(folders, "t5").states(["a red circle"])
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encoder(folders, "t5").states(["blue", "a red circle", "blue"])[1:2], one)
-
-
-def test_states_are_remembered_within_the_bound(folders: Path) -> None:
-    each = 12 * 32 * 4
-    ours = encoder(folders, "t5", cache_bytes=2 * each)
-    first = ours.states(["red", "green", "red"])
-    assert ours.calls == 2
-    ours.states(["red"])
-    assert ours.calls == 2
-    ours.states(["blue"])  # green was used longest ago
-    ours.states(["red"])
-    assert ours.calls == 3
-    assert torch.equal(ours.states(["green"])[0], first[1]) and ours.calls == 4
-    none = encoder(folders, "t5", cache_bytes=0)
-    none.states(["red"]), none.states(["red"])
-    assert none.calls == 2
 
 
 def test_what_has_no_effect_is_said(folders: Path) -> None:

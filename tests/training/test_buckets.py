@@ -19,6 +19,7 @@ from langevin.checkpoints.loader import load_bundle
 from langevin.cli.main import run as langevin
 from langevin.errors import DataError, RequestError
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
+from langevin.training.caching import CacheConfig
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.config import override
 from langevin.training.data import BucketConfig, DataConfig, PictureSet, read_data
@@ -181,7 +182,7 @@ def test_latents_are_those_of_the_views(tmp_path: Path) -> None:
     data = read_data(write(tmp_path, **SHAPES), BUCKETS.model_copy(update={"flip": 0.5}))
     torch.manual_seed(0)
     network = AutoencoderKL(AutoencoderConfig(base_channels=32, channel_mult=(1, 1), num_res_blocks=1)).eval()
-    latents = Latents(network, data, "cpu")
+    latents = Latents(network, data, "cpu", CacheConfig(), tmp_path / "run")
     assert latents.shape == (4, 16, 16)
     for bucket in ([0, 4], [1, 3], [2]):
         samples = [(epoch, i) for epoch in range(4) for i in bucket]

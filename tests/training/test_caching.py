@@ -47,11 +47,13 @@ def test_latents_are_encoded_once(
     encoded: list[int] = []
     original = caching.encode_all
 
-    def counted(network: AutoencoderKL, some: PictureSet, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(
+        network: AutoencoderKL, some: PictureSet, device: str, *, mirrored: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         encoded.append(len(some))
         if len(encoded) == 2 and not (tmp_path / "went").exists():
             raise KeyboardInterrupt
-        return original(network, some, device)
+        return original(network, some, device, mirrored=mirrored)
 
     monkeypatch.setattr(caching, "encode_all", counted)
     with pytest.raises(KeyboardInterrupt):

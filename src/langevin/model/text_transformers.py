@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,15 +81,12 @@ class TransformersEncoder:
     logit of zero and adds nothing to what is attended to. CLIP sees its padding, as Stable Diffusion does.
     """
 
-    def __init__(self, network: nn.Module, tokenizer: Any, record: EncoderRecord, cache_bytes: int = 0) -> None:
-        """network: gives `last_hidden_state`. tokenizer: a fast one of the library. cache_bytes: how much `states` may
-        remember."""
+    def __init__(self, network: nn.Module, tokenizer: Any, record: EncoderRecord) -> None:
+        """network: gives `last_hidden_state`. tokenizer: a fast one of the library."""
         self.network = network.eval().requires_grad_(False)
         self.record = record
-        self.cache_bytes = cache_bytes
         self.calls = 0
         """How often the network was run."""
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._backend = tokenizer.backend_tokenizer  # its own settings are left out: they would cut at other lengths
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -145,29 +141,13 @@ class TransformersEncoder:
 
     @torch.no_grad()
     def states(self, captions: Sequence[str]) -> Tensor:
-        """Text states B L D of captions taken literally, cut where they are long.
-
-        Each is encoded by itself, in the weights' precision also under autocast, so that its states depend on nothing
-        else; the latest are remembered, up to `cache_bytes`.
-        """
-        device = next(self.network.parameters()).device
-        rows = []
-        for caption in captions:
-            known = self._known.pop(caption, None)
-            if known is None:
-                known = self._run(self._chunk(caption)[0]).cpu()
-            self._known[caption] = known
-            rows.append(known)
-        each = rows[0].numel() * rows[0].element_size() if rows else 1
-        while len(self._known) * each > self.cache_bytes and self._known:
-            self._known.popitem(last=False)
-        return torch.cat(rows).to(device)
+        """Text states B L D of captions taken literally, cut where they are long; each is encoded by itself."""
+        return torch.cat([self._run(self._chunk(caption)[0]) for caption in captions])
 
     def float32(self) -> TransformersEncoder:
         """The same with float32 weights."""
         wide = copy.copy(self)
         wide.network = float32_copy(self.network)
-        wide._known = OrderedDict()
         return wide
 
     @property
@@ -212,7 +192,6 @@ def open_encoder(
     expected: Mapping[str, str] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-    cache_bytes: int = 0,
 ) -> TransformersEncoder:
     """The encoder in a folder of the library's format: config.json, tokenizer.json, safetensors weights.
 
@@ -259,7 +238,7 @@ def open_encoder(
     if traits.positions is not None and length > (most := int(getattr(network.config, traits.positions))):
         raise CheckpointError(f"{folder}: a length of {length} tokens, {kind.name} has {most} positions here")
     record = EncoderRecord(kind=kind, source=source or str(folder), revision=revision, length=length, files=files)
-    return TransformersEncoder(network.to(device), tokenizer, record, cache_bytes)
+    return TransformersEncoder(network.to(device), tokenizer, record)
 
 
 def _library() -> Any:

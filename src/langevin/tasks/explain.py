@@ -133,7 +133,7 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
         for _ in plan.sampler(denoiser, plan.x[first], plan.sigmas, plan.noise.select(first)):
             pass
     text = bundle.text
-    assert text is None or isinstance(text, TextEncoder)  # or it was refused above
+    assert text is None or isinstance(text, TextEncoder)  # other encoders were refused above
     prediction = checkpoint.config.prediction
     unsaid = [] if prediction else ["the file does not say what the network predicts: generating probes the weights"]
     return Explanation(
@@ -150,7 +150,7 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
         prior_scale=run_numbers(bundle.diffusion, plan.request).prior_scale,
         calls=tuple(Call(s, t, n) for s, (t, n) in zip(sigmas, noting.calls, strict=True)),
         batches=-(-count // batch),
-        text_calls=bundle.text.calls if bundle.text else 0,
+        text_calls=text.calls if text else 0,
         memory=_memory(networks, dtype, plan, noting, batch),
         notices=(*unsaid, *plan.notices),
     )

@@ -20,8 +20,6 @@ class PretrainedText(Config):
     """Branch, tag or commit on the Hub; None is `main`. The finished model names the commit."""
     length: int = Field(77, ge=4, le=512)
     """Tokens that every caption is cut or padded to."""
-    cache_mib: int = Field(512, ge=0)
-    """Memory in MiB for the states of captions that were encoded already."""
 
 
 def open_pretrained(config: PretrainedText, width: int, device: str = "cpu") -> TransformersEncoder:
@@ -35,7 +33,6 @@ def open_pretrained(config: PretrainedText, width: int, device: str = "cpu") -> 
         source=config.path,
         revision=commit,
         device=device,
-        cache_bytes=config.cache_mib * 2**20,
     )
     if encoder.width != width:
         raise RequestError(
