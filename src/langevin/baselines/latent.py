@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,6 @@ from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.unet import UNet, UNetConfig
-from langevin.training.caching import cached_latents
 from langevin.training.checkpointing import load_ema, steps_saved
 from langevin.training.config import Config, LoopConfig
 from langevin.training.data import PictureSet
@@ -103,12 +101,11 @@ class LatentSystem(System):
         with torch.random.fork_rng(devices=[]):  # the codec's first weights are thrown away
             codec = self._codec(data, run)
         codec.network.to(device)
-        encode = partial(cached_latents, codec.network, data, device, self.cache, run)
         return LatentObjective(
             self._model(UNet(self.diffusion.network)),
             codec,
             data,
-            Latents(codec.network, data, device, encode),
+            Latents(codec.network, data, device, self.cache, run),
             self.diffusion,
             seed=self.seed,
             device=device,

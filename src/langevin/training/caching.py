@@ -89,29 +89,28 @@ def cached_latents(
     device: str,
     config: CacheConfig,
     run: Path,
-    indices: Tensor | None = None,
+    bucket: int = 0,
     *,
     mirrored: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`encode_all` of the data set, or of some of its pictures of one size, through the cache: the same numbers, to
-    the bit where they are made with the same number of threads."""
+    """`encode_all` of one bucket's pictures, or of their mirror images, through the cache: the same numbers, to the bit
+    where they are made with the same number of threads."""
     folder = run / "cache" if config.folder is None else Path(config.folder)
     spread = None
     if config.cluster is not None:
         from langevin.training.cluster import over_cluster
 
         spread = over_cluster(config.cluster, device)
-    chosen = data if indices is None else data.subset(indices)
+
+    pictures = data.parts[bucket]
 
     def piece(start: int, end: int) -> PictureSet:
-        return chosen.subset(range(start, end))
+        return PictureSet(pictures[start:end], [{}] * (end - start), data.fingerprint)
 
     work = partial(_encode, network, device, mirrored)
-    digest = hashlib.sha256()  # `data` may be a part of a set
-    for part in chosen.parts:
-        digest.update(part.numpy().tobytes())
-    facts = (digest.hexdigest(), *(["mirrored"] if mirrored else []))
-    found = cached(folder, weights_key(network, "latents", *facts), len(chosen), piece, work, spread)
+    pixels = hashlib.sha256(pictures.numpy().tobytes()).hexdigest()  # `data` may be a part of a set
+    key = weights_key(network, "mirrored latents" if mirrored else "latents", pixels)
+    found = cached(folder, key, len(pictures), piece, work, spread)
     return found["mean"], found["deviation"]
 
 

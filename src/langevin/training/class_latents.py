@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +18,6 @@ from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.networks.unet import UNet, UNetConfig
-from langevin.training.caching import cached_latents
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import LoopConfig
 from langevin.training.data import PictureSet
@@ -99,12 +97,11 @@ class ClassLatentsConfig(System):
                 codec = self._codec(data, run)
                 codec.network.to(device)
                 part = self.diffusion
-                everything = (codec.network, data, device, self.cache, run)
                 return LabelDiffusion(
                     DiffusionModel(UNet(part.network), NoiseSchedule.scaled_linear(), part.prediction),
                     codec,
                     data,
-                    Latents(codec.network, data, device, partial(cached_latents, *everything)),
+                    Latents(codec.network, data, device, self.cache, run),
                     seed=self.seed,
                     classes=class_names(data, part.classes),
                     label_dropout=part.label_dropout,

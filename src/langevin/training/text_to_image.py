@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -26,7 +25,6 @@ from langevin.model.tokenizer import Tokenizer
 from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 from langevin.networks.clip import Clip, ClipImage, ClipImageConfig, ClipText, ClipTextConfig
 from langevin.networks.unet import UNet, UNetConfig
-from langevin.training.caching import cached_latents
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import Config, LoopConfig
@@ -354,8 +352,7 @@ def _diffusion_objective(
     assert codec is not None and text is not None
     codec.network.to(device)
     text.network.to(device)
-    encode = partial(cached_latents, codec.network, denoised, device, config.cache, run)
-    latents = Latents(codec.network, denoised, device, encode)
+    latents = Latents(codec.network, denoised, device, config.cache, run)
     return DiffusionObjective(
         DiffusionModel(UNet(part.network), frozen.diffusion.schedule, part.prediction),
         codec,

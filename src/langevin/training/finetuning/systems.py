@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from langevin.checkpoints.loader import build, with_prediction
 from langevin.diffusion.prediction import Prediction
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
-from langevin.training.caching import CacheConfig, cached_latents
+from langevin.training.caching import CacheConfig
 from langevin.training.captions import CaptionConfig
 from langevin.training.checkpointing import load_ema
 from langevin.training.config import LoopConfig
@@ -134,13 +133,12 @@ class FineTuning(System):
     ) -> DiffusionObjective:
         assert bundle.autoencoder is not None
         stage = self.stage
-        encode = partial(cached_latents, bundle.autoencoder.network, data, device, self.cache, run)
         return DiffusionObjective(
             dataclasses.replace(bundle.diffusion, network=tuned.unet),
             bundle.autoencoder,
             tuned.text,
             data,
-            Latents(bundle.autoencoder.network, data, device, encode),
+            Latents(bundle.autoencoder.network, data, device, self.cache, run),
             self.captions,
             seed=seed,
             caption_dropout=stage.caption_dropout,

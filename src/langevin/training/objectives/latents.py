@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from langevin.networks.autoencoder import AutoencoderKL
+from langevin.training.caching import CacheConfig, cached_latents
 from langevin.training.data import PictureSet
-from langevin.training.objectives.autoencoder import encode_all
-
-
-class Encode(Protocol):
-    """`encode_all` of one data set, or what gives the same."""
-
-    def __call__(self, indices: Tensor | None = None, *, mirrored: bool = False) -> tuple[Tensor, Tensor]: ...
 
 
 class Latents:
     """Mean and standard deviation of each picture's latent and, where pictures are mirrored, of its mirror image's."""
 
-    def __init__(self, network: AutoencoderKL, data: PictureSet, device: str, encode: Encode | None = None) -> None:
-        """Encodes all pictures; float32, on the CPU. encode: does it in the place of `encode_all`."""
+    def __init__(self, network: AutoencoderKL, data: PictureSet, device: str, cache: CacheConfig, run: Path) -> None:
+        """Encodes all pictures that the cache does not hold; float32, on the CPU."""
         self.data = data
-        encode = encode or partial(encode_all, network, data, device)
-        members = [torch.nonzero(data.bucket == b).flatten() for b in range(len(data.parts))]
-        self._plain = [encode(m) for m in members]
-        self._mirrored = [encode(m, mirrored=True) for m in members] if data.flip else []
+        buckets = range(len(data.parts))
+        encode = partial(cached_latents, network, data, device, cache, run)
+        self._plain = [encode(b) for b in buckets]
+        self._mirrored = [encode(b, mirrored=True) for b in buckets] if data.flip else []
 
     @property
     def shape(self) -> tuple[int, ...]:
