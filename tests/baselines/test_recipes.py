@@ -108,3 +108,9 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
 def test_recipes_are_built_and_say_what_they_are(name: str) -> None:
     assert RECIPES[name]().data.size == 28
     assert (RECIPES[name].__doc__ or "").strip()
+
+
+def test_no_name_is_given_twice() -> None:
+    from langevin.training.recipes import RECIPES as OTHERS
+
+    assert not RECIPES.keys() & OTHERS.keys()

@@ -219,7 +219,7 @@ def test_a_cascade_stage_needs_the_towers(cascaded: tuple[Any, PictureSet, Path]
 
 
 def test_a_latent_model_of_classes(shapes: Path, tmp_path: Path) -> None:
-    config, data = made("latent-fashion", shapes, tmp_path, "diffusion.network.num_classes=4")
+    config, data = made("latent-fashion-class", shapes, tmp_path, "diffusion.network.num_classes=4")
     objective = config.objective("diffusion", data, tmp_path, "cpu")
     samples = [(0, i) for i in range(6)]
     given = objective.conditioning(samples, [False] * 5 + [True], sample_generators(0, "x", 0, samples))
@@ -273,8 +273,8 @@ def test_an_autoencoder_on_its_own_clip_is_trained_after_it(shapes: Path, tmp_pa
         ("emoji-cascade", "small=12", "small 12 is not a proper divisor of data.size 32"),
         ("emoji-cascade", "upscaler.network.in_channels=3", "in_channels 3 is not that of two RGB pictures, 6"),
         ("emoji-cascade", "upscaler.largest_level=1000", "largest_level 1000: the schedule ends at 999"),
-        ("latent-fashion", "diffusion.label_dropout=0", "needs a label_dropout above 0"),
-        ("latent-fashion", "autoencoder.perceptual={}", "there is no clip stage here"),
+        ("latent-fashion-class", "diffusion.label_dropout=0", "needs a label_dropout above 0"),
+        ("latent-fashion-class", "autoencoder.perceptual={}", "there is no clip stage here"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(recipe: str, setting: str, message: str) -> None:

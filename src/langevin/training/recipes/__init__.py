@@ -26,7 +26,7 @@ RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji-cascade": emoji_cascade,
     "shapes-depth": shapes_depth,
     "shapes-semantic": shapes_semantic,
-    "latent-fashion": latent_fashion,
+    "latent-fashion-class": latent_fashion,
     "shapes": shapes,
     "classifier-fashion": classifier_fashion,
     "ddpm-fashion": ddpm_fashion,

@@ -1,6 +1,6 @@
 """Fashion-MNIST by class in latent space, 32 x 32 pixels: an autoencoder of factor 4 and a U-Net on 8 x 8 latents.
 
-Command:   langevin train latent-fashion --data FOLDER --out runs/latent-fashion
+Command:   langevin train latent-fashion-class --data FOLDER --out runs/latent-fashion-class
 Data:      the four idx files of Fashion-MNIST
 Hardware:  a CPU with bfloat16, two cores; or one GPU (not tried)
 Time:      not measured
