@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from langevin.checkpoints.atomic import atomic_write
+from langevin.diffusion.guidance import clipped
 from langevin.diffusion.noise import SEED_LIMIT, Noise
 from langevin.diffusion.samplers import SAMPLERS
 from langevin.errors import NotFiniteError, RequestError
@@ -138,6 +139,8 @@ class _Maker:
         denoiser = guided_model(
             self.diffusion, cond, uncond, self.scale, self.request.rescale, self.request.guidance_interval or (0, 1e9)
         )
+        if self.bundle.autoencoder is None:  # pixels lie in [-1, 1], as generating says of every estimate too
+            denoiser = clipped(denoiser)
         x = noise.initial() * numbers.prior_scale
         for step in SAMPLERS[numbers.sampler].function(denoiser, x, numbers.sigmas, noise, **self.options):
             x = step.x
