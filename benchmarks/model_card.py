@@ -57,9 +57,10 @@ def main() -> None:
     for guidance in GUIDANCE:
         made = [model.generate(p, seed=i, guidance=guidance, steps=20).images[0] for i, p in enumerate(chosen)]
         score(f"guidance {guidance:g}", torch.cat([to_tensor(image) for image in made]), chosen)
-    real = {str(r["caption"]): i for i, r in enumerate(data.records) if r["style"] != "fluent-high-contrast"}
+    seen = data.only(config.diffusion.include)
+    real = {str(r["caption"]): i for i, r in reversed(list(enumerate(seen.records)))}
     drawn = [name for name in chosen if name in real]
-    score(f"{len(drawn)} drawings in colour", data.images([real[name] for name in drawn]), drawn)
+    score(f"{len(drawn)} drawings that the denoiser saw", seen.images([real[name] for name in drawn]), drawn)
 
 
 def reconstruction(codec: torch.nn.Module, data: PictureSet) -> None:
