@@ -117,5 +117,5 @@ def test_wrong_sizes_and_colours_are_refused(grey: PictureSet) -> None:
         PixelCnnObjective(PixelCnn(PixelCnnConfig(size=12, width=4)), grey, seed=0, device="cpu")
     coloured = PictureSet(grey.pictures.clone(), grey.records, "x")
     coloured.pictures[5, 0, 0, 0] = 77
-    with pytest.raises(DataError, match="have colours and the network one channel: set channels to 3"):
+    with pytest.raises(DataError, match=r"have colours and the network one channel: --set STAGE\.network\.channels=3"):
         PixelCnnObjective(PixelCnn(PixelCnnConfig(size=8, width=4)), coloured, seed=0, device="cpu")

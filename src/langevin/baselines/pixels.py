@@ -19,7 +19,7 @@ def check_channels(data: PictureSet, channels: int, size: int) -> None:
         sizes = ", ".join(f"{part.shape[-1]} x {part.shape[-2]}" for part in data.parts)
         raise DataError(f"the pictures have {sizes} pixels, the network takes {size} x {size} alone")
     if channels == 1 and not is_grey(data):
-        raise DataError("the pictures have colours and the network one channel: set channels to 3")
+        raise DataError("the pictures have colours and the network one channel: --set STAGE.network.channels=3")
 
 
 def pixels(data: PictureSet, samples: Sequence[tuple[int, int]], seed: int, channels: int) -> Tensor:

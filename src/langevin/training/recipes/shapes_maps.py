@@ -2,8 +2,7 @@
 would be read as inpainting, so there is a sixth that does not occur).
 
 Command:   langevin train shapes-depth --data shapes --out runs/shapes-depth        (shapes-semantic alike)
-Data:      python -c "from pathlib import Path; from langevin.training.data.shapes import write_shapes;
-           write_shapes(Path('shapes'), 10000)"
+Data:      langevin shapes shapes --count 10000 --size 64
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
 Time:      not measured
 Expected:  not measured

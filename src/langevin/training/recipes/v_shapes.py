@@ -1,8 +1,7 @@
 """Drawn shapes in colours, 32 x 32 pixels, with v prediction and a last step of pure noise.
 
 Command:   langevin train v-shapes --data shapes --out runs/v-shapes
-Data:      python -c "from pathlib import Path; from langevin.training.data.shapes import write_shapes;
-           write_shapes(Path('shapes'), 5000, size=32)"
+Data:      langevin shapes shapes --count 5000
 Hardware:  a CPU with bfloat16, two cores; or one GPU (not tried)
 Time:      not measured
 Expected:  not measured
