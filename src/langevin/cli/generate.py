@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,7 +16,11 @@ from langevin.tasks.request import GenerateRequest, ModelOptions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from langevin.model.bundle import ModelBundle
+    from langevin.tasks.plan import Plan
     from langevin.tasks.runner import Run
+
+R = TypeVar("R", bound=GenerateRequest)
 
 Output = Annotated[
     str | None,
@@ -40,6 +44,22 @@ def register(app: typer.Typer) -> None:
 
 def generate(request: GenerateRequest, options: ModelOptions, output: Output = None, quiet: Quiet = False) -> None:
     """Make pictures from a text, or from a class (--label). Prints the path of each."""
+    make_pictures(request, options, output, quiet=quiet)
+
+
+def make_pictures(
+    request: R,
+    options: ModelOptions,
+    output: str | None,
+    plan: Callable[[ModelBundle, R], Plan] | None = None,
+    *,
+    quiet: bool,
+) -> None:
+    """Runs a request and writes each picture as soon as it is done, with its path on stdout and notices on stderr.
+
+    plan: a task's; None is text to image's. It is called with every seed fixed, after all places to write to have
+    been checked.
+    """
     seeds = request.image_seeds()
     request = request.changed(seed=None, count=1, seeds=seeds) if request.seeds else request.changed(seed=seeds[0])
     words = request.prompt if request.prompt is not None else str("" if request.label is None else request.label)
@@ -49,7 +69,7 @@ def generate(request: GenerateRequest, options: ModelOptions, output: Output = N
     from langevin.tasks.opening import open_bundle
     from langevin.tasks.runner import run
 
-    running = run(text_to_image(open_bundle(options), request))
+    running = run((plan or text_to_image)(open_bundle(options), request))
     saved: list[Path] = []
 
     def save_finished() -> None:

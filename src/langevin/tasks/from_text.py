@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from langevin.diffusion.compat import COMPAT, Resolved, resolve
+from langevin.diffusion.compat import COMPAT, ImageToImage, Resolved, image_to_image_steps, resolve
 from langevin.diffusion.core import Denoiser
-from langevin.diffusion.grids import custom_grid
+from langevin.diffusion.grids import custom_grid, truncated
 from langevin.diffusion.guidance import clipped, switch_at
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.prediction import Prediction
@@ -20,7 +20,6 @@ from langevin.diffusion.samplers import SAMPLERS
 from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import ModelBundle
-from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
@@ -31,9 +30,11 @@ from langevin.tasks.options import show
 from langevin.tasks.plan import Decode, Plan
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.request import GenerateRequest
+from langevin.tasks.setup import Setup
 
 DEFAULT_SAMPLER = "dpmpp_2m"
 DEFAULT_BATCH = 4
+_PLAIN = Setup()
 
 
 class HoldsBundle(Protocol):
@@ -62,22 +63,20 @@ def plan_pictures(
     autoencoder: Autoencoder | None,
     text: PromptEncoder | None,
     request: GenerateRequest,
-    beside: Conditioning | None = None,
+    setup: Setup = _PLAIN,
 ) -> Plan:
-    """The plan of a request that fits the model. autoencoder, text: the model's own, where it has them.
-
-    beside: `concat` and `labels` of one image, which every picture is given with and without the text.
-    """
+    """The plan of a request that fits the model. autoencoder, text: the model's own, where it has them. setup: what a
+    task adds."""
     request = completed(request, bundle)
-    numbers = run_numbers(bundle.diffusion, request)
+    numbers = run_numbers(bundle.diffusion, request, None if setup.start is None else setup.strength)
     diffusion = replace(bundle.diffusion, times=numbers.times)
     if text is None:
         texts = encode_label(bundle, request)
     else:
         with torch.no_grad():
             texts = encode_prompts(text, next(diffusion.network.parameters()), request, numbers.sigmas)
-    if beside is not None:
-        texts = texts.beside(beside)
+    if setup.beside is not None:
+        texts = texts.beside(setup.beside)
     seeds = request.image_seeds()
     width, height = request.width or 0, request.height or 0
     f = 1 if autoencoder is None else autoencoder.downsampling
@@ -93,10 +92,18 @@ def plan_pictures(
     info = SAMPLERS[numbers.sampler]
     options = sampler_options(request, numbers)
     half = diffusion.dtype != torch.float32
+    x = noise.initial() * numbers.prior_scale
+    if setup.start is not None:
+        x = setup.start.to(x) + noise.initial() * float(numbers.sigmas[0])
+
+    def denoiser(model: DiffusionModel, texts: Texts) -> Denoiser:
+        guided = _denoiser(model, texts, request, pixels=autoencoder is None)
+        return guided if setup.wrap is None else setup.wrap(guided)
+
     return Plan(
         request=request,
-        denoiser=_denoiser(diffusion, texts, request, pixels=autoencoder is None),
-        x=noise.initial() * numbers.prior_scale,
+        denoiser=denoiser(diffusion, texts),
+        x=x,
         sigmas=numbers.sigmas,
         sampler=partial(info.function, **options),
         noise=noise,
@@ -105,11 +112,8 @@ def plan_pictures(
         batch_size=request.batch_size or 1,
         calls=info.calls_on(numbers.sigmas, **options),
         precision=str(diffusion.dtype).removeprefix("torch."),
-        denoiser_float32=(
-            (lambda: _denoiser(float32_model(diffusion), texts.float32(), request, pixels=autoencoder is None))
-            if half
-            else None
-        ),
+        finish=setup.finish,
+        denoiser_float32=(lambda: denoiser(float32_model(diffusion), texts.float32())) if half else None,
         decode_float32=(
             (lambda: _decode(float32_autoencoder(autoencoder), height, width))
             if autoencoder is not None and autoencoder.dtype != torch.float32
@@ -120,6 +124,7 @@ def plan_pictures(
             *numbers.notices,
             *_size_notices(width, height, f),
             *texts.notices,
+            *setup.notices,
             *_idle_notices(request),
         ),
         record={
@@ -129,6 +134,8 @@ def plan_pictures(
             "timesteps": diffusion.time(numbers.sigmas[numbers.sigmas > 0]).tolist(),
             "tokens": texts.tokens,
             "latent": [channels, h, w],
+            **({"inputs": [given.describe() for given in setup.inputs]} if setup.inputs else {}),
+            **setup.record,
         },
         source=partial(describe, bundle),
     )
@@ -166,19 +173,29 @@ def completed(request: GenerateRequest, bundle: ModelBundle) -> GenerateRequest:
     return request.changed(**values)
 
 
-def run_numbers(model: DiffusionModel, request: GenerateRequest) -> Resolved:
-    """The noise levels, scales and times of a completed request's run."""
+def run_numbers(model: DiffusionModel, request: GenerateRequest, strength: float | None = None) -> Resolved:
+    """The noise levels, scales and times of a completed request's run.
+
+    strength: of a run that starts from a picture, in (0, 1]: the last part of the grid is left, cut by the compat
+    preset's rule. Raises RequestError where nothing is left.
+    """
     sampler = request.sampler or DEFAULT_SAMPLER
     if request.sigmas is None:
-        return resolve(
-            request.compat,
-            sampler,
-            model.schedule,
-            request.steps or 1,
-            grid=request.schedule,
-            prediction=model.prediction,
+        steps = request.steps or 1
+        conventions = COMPAT[request.compat]
+        by_steps = strength is not None and conventions.image_to_image is not ImageToImage.LANGEVIN
+        total, ran = image_to_image_steps(conventions, steps, strength or 1.0) if by_steps else (steps, steps)
+        numbers = resolve(
+            request.compat, sampler, model.schedule, total, grid=request.schedule, prediction=model.prediction
         )
+        if strength is None:
+            return numbers
+        if by_steps:
+            return replace(numbers, sigmas=numbers.sigmas[-(ran + 1) :])
+        return replace(numbers, sigmas=truncated(numbers.sigmas, strength))
     sigmas = custom_grid(request.sigmas)
+    if strength is not None:
+        sigmas = truncated(sigmas, strength)
     plain = resolve("langevin", sampler, model.schedule, 1, prediction=model.prediction)
     return replace(
         plain,

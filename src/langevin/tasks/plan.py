@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from PIL import Image
 from torch import Tensor
 
 from langevin.diffusion.core import Denoiser, Step
@@ -40,6 +41,8 @@ class Plan:
     noise: Noise
     """The streams that `x` came from. It is not drawn from: a run takes its own copy of each picture's stream."""
     decode: Decode
+    finish: Callable[[Image.Image], Image.Image] | None = None
+    """What becomes of each decoded picture last; None: nothing."""
     final_scale: float = 1.0
     """The last state times this is what is decoded: not 1 where another program stops above sigma = 0."""
     batch_size: int = 1

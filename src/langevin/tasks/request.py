@@ -210,9 +210,9 @@ class GenerateRequest(Options):
         first = secrets.randbelow(2**32) if self.seed in (None, -1) else int(self.seed or 0)
         return tuple((first + i) % 2**64 for i in range(self.count))
 
-    def changed(self, **values: Any) -> GenerateRequest:
+    def changed(self, **values: Any) -> Self:
         """The request with some options changed, checked again."""
-        return GenerateRequest(**{**{n: getattr(self, n) for n in self.model_fields_set}, **values})
+        return type(self)(**{**{n: getattr(self, n) for n in self.model_fields_set}, **values})
 
 
 def _check_text(name: str, text: str) -> None:

@@ -23,7 +23,7 @@ class Result:
     """Pictures with everything that made them."""
 
     images: list[Image.Image]
-    """8-bit RGB, in the order of the seeds."""
+    """In the order of the seeds. 8-bit RGB, or of a task that changes a picture, in that picture's mode."""
     seeds: tuple[int, ...]
     latents: Tensor
     """What was decoded, float32 N C h w on the CPU."""
@@ -130,7 +130,8 @@ class Run:
                 self._calls = plan.calls * group.start + min(denoiser.calls, plan.calls) * len(x)
                 yield step
             x = x * plan.final_scale
-            self._pictures += to_pictures(self._decode(x))
+            pictures = to_pictures(self._decode(x))
+            self._pictures += pictures if plan.finish is None else [plan.finish(picture) for picture in pictures]
             self._latents.append(x.cpu())
             self._calls = plan.calls * group.stop
         if self.batch_difference is not None:

@@ -17,6 +17,7 @@ from langevin.tasks.from_text import HoldsBundle, bundle_of, plan_pictures, text
 from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest
 from langevin.tasks.runner import run
+from langevin.tasks.setup import Setup
 
 LEVEL = 20
 """The usual noise level of the small picture."""
@@ -60,7 +61,9 @@ def upscale(
     noise = Noise([_seed(seeds[0], "small picture")], tuple(small.shape[1:])).initial()
     given = noised_picture(small, torch.tensor([level]), noise, bundle.diffusion.schedule, grid)
     asked = request.changed(width=width, height=height, seed=seeds[0], seeds=None, count=1)
-    return plan_pictures(bundle, bundle.autoencoder, bundle.text, asked, given.to(bundle.diffusion.device))
+    return plan_pictures(
+        bundle, bundle.autoencoder, bundle.text, asked, Setup(beside=given.to(bundle.diffusion.device))
+    )
 
 
 @dataclass(frozen=True, eq=False)

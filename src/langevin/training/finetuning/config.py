@@ -12,6 +12,7 @@ from langevin.checkpoints.loader import Source, locate, open_checkpoint
 from langevin.training.config import Config, LoopConfig
 from langevin.training.finetuning.parts import LoraOptions
 from langevin.training.objectives.denoising import DenoisingConfig
+from langevin.training.objectives.levels import LevelConfig, LevelSampling
 from langevin.training.objectives.weighting import Weighting
 
 
@@ -53,6 +54,8 @@ class TuningStage(Config):
     """Of the noise levels in the loss; null: every level counts alike in the error of what the model predicts."""
     gamma: float | None = Field(None, gt=0)
     """Of the weightings min_snr, soft_min_snr and p2; null is the published value."""
+    levels: LevelConfig = LevelConfig()
+    """How noise levels are drawn: uniform or log_normal."""
     noise_offset: float = Field(0.0, ge=0, le=1)
     """Deviation of noise that is the same for all pixels of a channel: pictures get darker and brighter as a whole."""
     input_perturbation: float = Field(0.0, ge=0, le=1)
@@ -73,11 +76,20 @@ class TuningStage(Config):
         self.denoising(self.weighting or Weighting.SNR)
         return self
 
+    @field_validator("levels")
+    @classmethod
+    def _learns_nothing(cls, levels: LevelConfig) -> LevelConfig:
+        # What importance sampling learns would have to stand in the checkpoints beside adapters and words.
+        if levels.name is LevelSampling.IMPORTANCE:
+            raise ValueError("importance is for training from scratch: fine-tuning takes uniform or log_normal")
+        return levels
+
     def denoising(self, weighting: Weighting) -> DenoisingConfig:
         """The loss, with a weighting where none is chosen."""
         return DenoisingConfig(
             weighting=self.weighting or weighting,
             gamma=self.gamma,
+            levels=self.levels,
             noise_offset=self.noise_offset,
             input_perturbation=self.input_perturbation,
         )

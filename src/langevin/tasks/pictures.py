@@ -1,0 +1,51 @@
+"""Pictures that tasks start from: read, measured against the request, encoded."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from langevin.errors import RequestError
+from langevin.images.pixels import open_picture, to_tensor
+from langevin.model.autoencoder import Autoencoder
+from langevin.tasks.setup import Input
+
+
+def read_input(role: str, path: str | os.PathLike[str]) -> Input:
+    """A picture from a file, for a task. role: as in `Input`. Raises DataError as `open_picture` does."""
+    return Input(role, open_picture(path), path)
+
+
+def on_grid(picture: Tensor, factor: int) -> Tensor:
+    """A picture B C H W with its edges repeated outwards until both sides are multiples of `factor`: as much on the
+    left as on the right but for one, as plans cut it away after decoding."""
+    height, width = picture.shape[-2:]
+    down, right = -height % factor, -width % factor
+    if not (down or right):
+        return picture
+    return F.pad(picture, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate")
+
+
+@torch.no_grad()
+def encode_picture(autoencoder: Autoencoder | None, picture: Image.Image | Tensor) -> Tensor:
+    """Clean latents 1 C h w, float32, of a picture of any mode or of 1 3 H W in [-1, 1]: the mean of the posterior.
+
+    Any size: sides that are no multiples of the latent's cell are made so by `on_grid`. Without an autoencoder, of a
+    model of pixels, the pixels themselves.
+    """
+    pixels = picture if isinstance(picture, Tensor) else to_tensor(picture)
+    if autoencoder is None:
+        return pixels
+    return autoencoder.encode(on_grid(pixels, autoencoder.downsampling).to(autoencoder.device))
+
+
+def same_size(role: str, picture: Image.Image, width: int, height: int) -> None:
+    """RequestError unless the picture has the size of the one that is worked on."""
+    if picture.size != (width, height):
+        raise RequestError(
+            f"the {role} has {picture.width} x {picture.height} pixels, the picture {width} x {height}: make them equal"
+        )
