@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+import langevin
 from langevin.diffusion.grids import GRIDS, make_grid
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
+from langevin.images.grids import contact_sheet
+from langevin.images.hints import HINTS
+from langevin.images.pixels import to_rgb, to_tensor
+from langevin.training.recipes.emoji import PROMPTS
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -70,8 +76,18 @@ def predictions() -> None:
     figure.savefig(IMAGES / "predictions.png", dpi=120)
 
 
+def hints() -> None:
+    """Pictures of the packaged model, seeds 0 to 3, each with its hints."""
+    model = langevin.load()
+    pictures = [model.generate(prompt, seed=seed).images[0] for seed, prompt in enumerate(PROMPTS[:4])]
+    cells = [make(picture) for picture in pictures for make in (to_rgb, *HINTS.values())]
+    sheet = contact_sheet(torch.cat([to_tensor(cell) for cell in cells]), columns=1 + len(HINTS))
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(IMAGES / "hints.png")
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     schedules()
     grids()
     predictions()
+    hints()
