@@ -218,7 +218,7 @@ LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
         ({"lora_te2_text_model_x.lora_down.weight": (4, 8)}, "1 of 1 tensors belong to no layer of sd1 (lora_te2_text"),
         ({"lora_te2_text_model_x.lora_down.weight": (4, 8)}, "made for Stable Diffusion XL"),
         ({"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, "diffusion transformer"),
-        ({f"{LAYER}.hada_w1_a": (4, 8)}, "LoHa"),
+        ({f"{LAYER}.hada_w1_a": (4, 8)}, "its w1_b and w2_a and w2_b part is not"),
         ({"lora_unet_nowhere_to_k.lora_down.weight": (4, 8)}, "a model of another architecture"),
         (
             {"encoder.down.0.block.0.conv1.weight": (4, 8)},

@@ -1,4 +1,4 @@
-"""LoRA files: kohya's layout and that of diffusers / PEFT, both ways.
+"""LoRA files: kohya's layout and that of diffusers / PEFT, both ways; those of LyCORIS are read.
 
 A file is fitted to a model strictly: each of its tensors belongs to a layer that the model has, and to its shape.
 """
@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, assert_never
@@ -19,17 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from langevin.checkpoints import places
+from langevin.checkpoints.adapter_tensors import adapter_of, split
 from langevin.checkpoints.recognise import Kind, recognise
 from langevin.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
-from langevin.checkpoints.tensorfile import FLOATS, TensorInfo, dtype_name, in_words
+from langevin.checkpoints.tensorfile import TensorInfo, dtype_name, in_words
 from langevin.errors import CheckpointError
 from langevin.model.bundle import ModelBundle
 from langevin.model.text import TextEncoder
-from langevin.networks.lora import LoraWeights, fits
+from langevin.networks.lora import Adapter, LoraWeights, fits, parameter_name
 from langevin.networks.unet import UNet
 
 LoraParts = Mapping[str, Mapping[str, LoraWeights]]
 """By part ("unet", "text") and by the name of our layer."""
+
+AdapterParts = Mapping[str, Mapping[str, Adapter]]
+"""The same with adapters of any kind; what is for a layer's bias stands under "NAME.bias"."""
 
 
 class LoraLayout(StrEnum):
@@ -43,24 +47,15 @@ class LoraLayout(StrEnum):
 _METADATA = "lora_adapter_metadata"
 _PREFIXES = {"unet": ("lora_unet_", "unet."), "text": ("lora_te_", "text_encoder.")}
 
-_SUFFIXES = {
-    ".lora_down.weight": "down", ".lora_up.weight": "up", ".lora_A.weight": "down", ".lora_B.weight": "up",
-    ".lora_linear_layer.down.weight": "down", ".lora_linear_layer.up.weight": "up",
-    ".lora.down.weight": "down", ".lora.up.weight": "up", ".alpha": "alpha",
-}  # fmt: skip
-"""Endings of a tensor's name; the first two and the last are kohya's, the others of diffusers now and before PEFT."""
-
-_PROCESSOR = re.compile(r"(.*)\.processor\.(to_q|to_k|to_v|to_out)_lora\.(down|up)\.weight")
-"""Attention in the files of diffusers' first LoRA releases."""
-
 _CAUSES = (
     (re.compile(r"lora_te[12]_|text_encoder_2\.|lora_unet_(input|output|middle)_block|add_embedding"),
      "it was made for Stable Diffusion XL"),
     (re.compile(r"^(lora_)?transformer[._]|double_blocks|single_transformer|joint_transformer"),
      "it was made for a diffusion transformer (FLUX, Stable Diffusion 3)"),
-    (re.compile(r"\.(hada_|lokr_|oft_)"), "it is a LyCORIS adapter (LoHa, LoKr, OFT), not a plain LoRA"),
-    (re.compile(r"dora_scale|lora_magnitude_vector"), "it is a DoRA, which rescales weights, not a plain LoRA"),
-    (re.compile(r"\.lora_mid\."), "it holds convolutions in three parts (CP decomposition)"),
+    (re.compile(r"\.oft_"), "it is an OFT, which turns weights instead of adding to them and is not supported"),
+    (re.compile(r"\.on_input$"), "it is an (IA)3, which is not supported"),
+    (re.compile(r"\.[ab][12]\.weight$"), "it is a GLoRA, which is not supported"),
+    (re.compile(r"\.bias_(indices|values|size)$"), "it changes biases sparsely, as early LyCORIS files do"),
 )  # fmt: skip
 """What tensors with no place here tell about a file."""
 
@@ -68,23 +63,32 @@ _CAUSES = (
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def layer_names(bundle: ModelBundle) -> dict[str, dict[str, str]]:
-    """For each part, the name that diffusers gives to each of our linear layers and convolutions, by our name."""
+_MATRICES = nn.Linear | nn.Conv2d
+_NORMS = nn.GroupNorm | nn.LayerNorm
+
+
+def layer_names(bundle: ModelBundle, *, norms: bool = False) -> dict[str, dict[str, str]]:
+    """For each part, the name that diffusers gives to each of our linear layers and convolutions, by our name.
+
+    norms: the normalisations too.
+    """
+    kinds = _MATRICES | _NORMS if norms else _MATRICES
     unet = bundle.diffusion.network
     assert isinstance(unet, UNet)
-    found = {"unet": _named(unet, places.diffusers_unet([f"{n}.weight" for n in _layers(unet)], unet.config))}
+    laid = places.diffusers_unet([f"{n}.weight" for n in _layers(unet, kinds)], unet.config)
+    found = {"unet": _named(unet, laid, kinds)}
     if isinstance(bundle.text, TextEncoder):
         text = bundle.text.network
-        found["text"] = _named(text, places.identity(f"{n}.weight" for n in _layers(text)))
+        found["text"] = _named(text, places.identity(f"{n}.weight" for n in _layers(text, kinds)), kinds)
     return found
 
 
-def _layers(network: nn.Module) -> list[str]:
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+def _layers(network: nn.Module, kinds: Any = _MATRICES) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
-def _named(network: nn.Module, laid: places.Places) -> dict[str, str]:
-    return {name: laid[f"{name}.weight"].name.removesuffix(".weight") for name in _layers(network)}
+def _named(network: nn.Module, laid: places.Places, kinds: Any = _MATRICES) -> dict[str, str]:
+    return {name: laid[f"{name}.weight"].name.removesuffix(".weight") for name in _layers(network, kinds)}
 
 
 def _aliases(name: str, part: str) -> Iterator[str]:
@@ -99,17 +103,18 @@ def _aliases(name: str, part: str) -> Iterator[str]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_lora(path: str | os.PathLike[str], bundle: ModelBundle) -> LoraParts:
-    """A LoRA file of either layout, fitted to the layers of a model; alpha and rank are each layer's own.
+def read_lora(path: str | os.PathLike[str], bundle: ModelBundle) -> AdapterParts:
+    """A file of adapters, fitted to the layers of a model: LoRA of either layout, and LyCORIS's LoCon, LoHa, LoKr, DoRA
+    and full differences. Alpha and rank are each layer's own.
 
     A layer whose alpha is not stated has alpha = rank. Raises CheckpointError, in one line with the probable cause,
-    where a tensor belongs to no layer of the model, has another shape, or lacks its other half.
+    where a tensor belongs to no layer of the model, has another shape, or lacks another part of its adapter.
     """
     file = SafetensorsFile(path)
     contents = recognise(file.tensors)
     known = {
         alias: (part, ours)
-        for part, names in layer_names(bundle).items()
+        for part, names in layer_names(bundle, norms=True).items()
         for ours, name in names.items()
         for alias in _aliases(name, part)
     }
@@ -117,7 +122,7 @@ def read_lora(path: str | os.PathLike[str], bundle: ModelBundle) -> LoraParts:
     found: dict[tuple[str, str], dict[str, str]] = {}
     unmatched = []
     for name in file.tensors:
-        module, kind = _split(name)
+        module, kind = split(name)
         if module not in known or kind in found.setdefault(known[module], {}):
             unmatched.append(name)
         else:
@@ -129,48 +134,27 @@ def read_lora(path: str | os.PathLike[str], bundle: ModelBundle) -> LoraParts:
             f"{path}: {len(unmatched)} of {len(file.tensors)} tensors belong to no layer of {bundle.info.name} "
             f"({in_words(unmatched)}): {_cause(unmatched)}"
         )
-    parts: dict[str, dict[str, LoraWeights]] = {}
+    parts: dict[str, dict[str, Adapter]] = {}
     for (part, ours), names in found.items():
-        parts.setdefault(part, {})[ours] = _weights(file, names, alphas, bundle.networks()[part], ours)
+        network = bundle.networks()[part]
+        bias = {"diff": names.pop("diff_b")} if "diff_b" in names else {}
+        for key, kinds in ((ours, names), (f"{ours}.bias", bias)):
+            if kinds:
+                parts.setdefault(part, {})[key] = _fitted(file, kinds, alphas, network, key)
     return parts
 
 
-def _split(name: str) -> tuple[str, str]:
-    """The layer's name and what the tensor is to it; ("", "") for a name of no known kind."""
-    if match := _PROCESSOR.fullmatch(name):
-        return f"{match[1]}.{match[2]}" + (".0" if match[2] == "to_out" else ""), match[3]
-    for suffix, kind in _SUFFIXES.items():
-        if name.endswith(suffix):
-            return name.removesuffix(suffix), kind
-    return "", ""
-
-
-def _weights(
-    file: SafetensorsFile, names: Mapping[str, str], alphas: _Alphas, network: nn.Module, ours: str
-) -> LoraWeights:
-    if missing := {"down", "up"} - set(names):
-        have = next(iter(names.values()))
-        raise CheckpointError(f"{file.label}: {have} is there, its {' and '.join(sorted(missing))} part is not")
-    for name in names.values():
-        if file.tensors[name].dtype not in FLOATS:
-            raise CheckpointError(f"{file.label}: {name} is stored as {file.tensors[name].dtype}, not as floats")
-    down, up = file.read(names["down"]), file.read(names["up"])
-    alpha = alphas.of(names["down"], len(down)) if "alpha" not in names else _number(file, names["alpha"])
-    lora = LoraWeights(down, up, alpha)
-    shape = network.get_parameter(f"{ours}.weight").shape
-    if not fits(lora, shape):
+def _fitted(file: SafetensorsFile, names: Mapping[str, str], alphas: _Alphas, network: nn.Module, key: str) -> Adapter:
+    adapter = adapter_of(file, names, alphas.of)
+    layer, _, kind = parameter_name(key).rpartition(".")
+    weight: Tensor | None = getattr(network.get_submodule(layer), kind)
+    if weight is None or not fits(adapter, weight.shape):
+        given = ", ".join(f"{name} {list(file.tensors[name].shape)}" for name in names.values())
+        shape = [] if weight is None else list(weight.shape)
         raise CheckpointError(
-            f"{file.label}: {names['down']} {list(down.shape)} and its up part {list(up.shape)} do not fit the layer's "
-            f"weight {list(shape)}: {_width_cause(ours, down, shape)}"
+            f"{file.label}: {given} do not fit the layer's {kind} {shape}: {_width_cause(key, adapter, shape)}"
         )
-    return lora
-
-
-def _number(file: SafetensorsFile, name: str) -> float:
-    value = file.read(name)
-    if value.numel() != 1 or not math.isfinite(float(value)):
-        raise CheckpointError(f"{file.label}: {name} is not one finite number")
-    return float(value)
+    return adapter
 
 
 class _Alphas:
@@ -190,7 +174,7 @@ class _Alphas:
         for _, prefix in _PREFIXES.values():
             if not name.startswith(prefix):
                 continue
-            module = _split(name)[0].removeprefix(prefix)
+            module = split(name)[0].removeprefix(prefix)
             pattern = self.data.get(f"{prefix}alpha_pattern") or {}
             value = self.data.get(f"{prefix}lora_alpha", rank)
             for key, special in pattern.items() if isinstance(pattern, dict) else ():
@@ -213,9 +197,9 @@ def _cause(unmatched: Iterable[str]) -> str:
     return "it was made for a model of another architecture"
 
 
-def _width_cause(ours: str, down: Tensor, shape: torch.Size) -> str:
+def _width_cause(ours: str, adapter: Adapter, shape: Sequence[int]) -> str:
     families = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
-    theirs, here = (families.get(n) for n in (down.shape[1] if down.ndim > 1 else 0, shape[1]))
+    theirs, here = (families.get(s[1]) if s and len(s) > 1 else None for s in (adapter.shape, shape))
     if ".attn2.to_" in ours and theirs and theirs != here:
         return f"it was made for {theirs}"
     return "it was made for a model of another architecture"

@@ -16,12 +16,12 @@ from langevin.errors import CheckpointError
 from langevin.model.bundle import Addition, ModelBundle
 from langevin.model.text import TextEncoder
 from langevin.networks.clip import ClipText
-from langevin.networks.lora import LoraWeights, merged
+from langevin.networks.lora import Adapter, merged
 
 
 def with_lora(
     bundle: ModelBundle,
-    parts: Mapping[str, Mapping[str, LoraWeights]],
+    parts: Mapping[str, Mapping[str, Adapter]],
     strength: float,
     addition: Addition | None = None,
 ) -> ModelBundle:

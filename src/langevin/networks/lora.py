@@ -1,19 +1,39 @@
 """Low-rank adaptation (Hu et al. 2021): a trained layer W x gets (alpha / rank) up(down(x)) beside it.
 
 Nothing in the other networks knows of it: an adapter is attached to a layer by a hook, or merged into its weight.
+Other kinds of adapters, which are merged only, are in `langevin.networks.lycoris`.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 N = TypeVar("N", bound=nn.Module)
+
+
+class Adapter(Protocol):
+    """What is added to a layer's weight, as files hold it."""
+
+    @property
+    def rank(self) -> int | None:
+        """None for what has none; its alpha means nothing then."""
+
+    @property
+    def alpha(self) -> float: ...
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of what is added; None where its parts do not fit each other. Places may be flattened into the channels."""
+
+    def change(self, weight: Tensor) -> Tensor:
+        """What is added to the weight at strength 1, float32, in the weight's shape and on its device."""
 
 
 class LoraWeights(NamedTuple):
@@ -29,10 +49,13 @@ class LoraWeights(NamedTuple):
     def rank(self) -> int:
         return len(self.down)
 
-    def delta(self) -> Tensor:
-        """What is added to the layer's weight at strength 1, float32, [out, in] or [out, in, h, w]."""
-        down, up = self.down.float(), self.up.float()
-        return (self.alpha / self.rank) * (up.flatten(1) @ down.flatten(1)).unflatten(1, down.shape[1:])
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        inner = self.down.ndim >= 2 and self.up.ndim >= 2 and self.up.shape[1] == self.rank
+        return (len(self.up), *self.down.shape[1:]) if inner and all(n == 1 for n in self.up.shape[2:]) else None
+
+    def change(self, weight: Tensor) -> Tensor:
+        return scaled(self, self.up.float().flatten(1) @ self.down.float().flatten(1), weight)
 
 
 class LoraLayer(nn.Module):
@@ -133,28 +156,46 @@ class Attached:
 
 
 @torch.no_grad()
-def merged(network: N, weights: Mapping[str, LoraWeights], strength: float = 1.0) -> N:
-    """A copy of the network in which W + strength (alpha / rank) up down stands for each W; the sum is taken in float32
-    and rounded to W's dtype. The other parameters are shared with the original, which stays as it is.
+def merged(network: N, weights: Mapping[str, Adapter], strength: float = 1.0) -> N:
+    """A copy of the network in which W + strength change(W) stands for each W; the sum is taken in float32 and rounded
+    to W's dtype. The other parameters are shared with the original, which stays as it is.
 
-    Raises ValueError where a weight's shape is not that of its layer. 1x1 convolutions and linear layers may stand for
-    each other.
+    weights: by the names of the layers; what is for a layer's bias stands under "NAME.bias". Raises ValueError where an
+    adapter's shape is not that of its weight. 1x1 convolutions and linear layers may stand for each other.
     """
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    for name, lora in weights.items():
-        weight = network.get_parameter(f"{name}.weight")
-        shape = (lora.up.shape[0], *lora.down.shape[1:])
-        if not fits(lora, weight.shape):
-            raise ValueError(f"{name}: a LoRA of shape {list(shape)} for a weight of {list(weight.shape)}")
-        delta = strength * lora.delta().reshape(weight.shape).to(weight.device)
-        memo[id(weight)] = nn.Parameter((weight.float() + delta).to(weight.dtype), requires_grad=False)
+    for name, adapter in weights.items():
+        weight = network.get_parameter(parameter_name(name))
+        if not fits(adapter, weight.shape):
+            raise ValueError(f"{name}: an adapter of shape {adapter.shape} for a weight of {list(weight.shape)}")
+        memo[id(weight)] = nn.Parameter(adapted(weight, adapter, strength), requires_grad=False)
     return copy.deepcopy(network, memo)
 
 
-def fits(lora: LoraWeights, shape: torch.Size) -> bool:
+def adapted(weight: Tensor, adapter: Adapter, strength: float) -> Tensor:
+    """W + strength change(W), taken in float32, in W's dtype."""
+    return (weight.float() + strength * adapter.change(weight)).to(weight.dtype)
+
+
+def parameter_name(name: str) -> str:
+    """The parameter that an adapter changes which stands under this name."""
+    return name if name.endswith(".bias") else f"{name}.weight"
+
+
+def scaled(adapter: Adapter, value: Tensor, weight: Tensor) -> Tensor:
+    """A change before its scale, with it and in the weight's shape: times alpha / rank where there is a rank."""
+    scale = 1.0 if adapter.rank is None else adapter.alpha / adapter.rank
+    return scale * value.reshape(weight.shape).to(weight.device)
+
+
+def fits(adapter: Adapter, shape: torch.Size) -> bool:
     """Whether an adapter belongs to a weight of this shape."""
-    inner = lora.down.ndim >= 2 and lora.up.ndim >= 2 and lora.up.shape[1] == lora.rank
-    if not inner or any(n != 1 for n in lora.up.shape[2:]):
-        return False
-    found, wanted = (lora.up.shape[0], *lora.down.shape[1:]), tuple(shape)
-    return found == wanted or (found[:2] == wanted[:2] and all(n == 1 for n in (*found[2:], *wanted[2:])))
+    found, wanted = adapter.shape, tuple(shape)
+    if found is None or len(found) < 2 or len(wanted) < 2:
+        return found == wanted
+    # A matrix may stand for a convolution: its places are among the columns.
+    return found == wanted or (
+        found[0] == wanted[0]
+        and math.prod(found[1:]) == math.prod(wanted[1:])
+        and (len(found) == 2 or found[2:] == (1,) * len(found[2:]))
+    )
