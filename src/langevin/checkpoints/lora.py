@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import UnionType
 from typing import Any, assert_never
 
 import torch
@@ -60,11 +61,11 @@ _CAUSES = (
 """What tensors with no place here tell about a file."""
 
 
-# -- names ------------------------------------------------------------------------------------------------------------
-
-
 _MATRICES = nn.Linear | nn.Conv2d
 _NORMS = nn.GroupNorm | nn.LayerNorm
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
 
 
 def layer_names(bundle: ModelBundle, *, norms: bool = False) -> dict[str, dict[str, str]]:
@@ -83,11 +84,11 @@ def layer_names(bundle: ModelBundle, *, norms: bool = False) -> dict[str, dict[s
     return found
 
 
-def _layers(network: nn.Module, kinds: Any = _MATRICES) -> list[str]:
+def _layers(network: nn.Module, kinds: UnionType) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, kinds)]
 
 
-def _named(network: nn.Module, laid: places.Places, kinds: Any = _MATRICES) -> dict[str, str]:
+def _named(network: nn.Module, laid: places.Places, kinds: UnionType) -> dict[str, str]:
     return {name: laid[f"{name}.weight"].name.removesuffix(".weight") for name in _layers(network, kinds)}
 
 

@@ -137,7 +137,7 @@ _Test = Callable[[str], object]
 _KINDS: tuple[tuple[Kind, str, _Test], ...] = (
     (Kind.LORA, "a LoRA", re.compile(r"[._](lora_(down|up|A|B)|to_[qkv]_lora|to_out_lora|lora_linear_layer)\b").search),
     (Kind.LORA, "a LyCORIS adapter (LoHa, LoKr ...)", re.compile(r"\.(hada_w1_a|lokr_w[12](_a)?|oft_blocks)$").search),
-    (Kind.LORA, "a LyCORIS adapter (differences)", re.compile(r"^lora_\w+\.(diff|diff_b|w_norm|b_norm)$").match),
+    (Kind.LORA, "a LyCORIS adapter of another kind", re.compile(r"^lora_(unet|te)_").match),
     (
         Kind.CONTROLNET,
         "a ControlNet in the original layout",

@@ -105,7 +105,7 @@ class LokrWeights(NamedTuple):
     def change(self, weight: Tensor) -> Tensor:
         first = self.w1.float() if self.w1 is not None else _product(*self._first(), None)
         second = self.w2.float() if self.w2 is not None else _product(*self._second())
-        return scaled(self, torch.kron(first[(..., *[None] * (second.ndim - 2))].contiguous(), second), weight)
+        return scaled(self, torch.einsum("ij,kl...->ikjl...", first, second), weight)
 
     def _first(self) -> tuple[Tensor, Tensor]:
         assert self.w1_a is not None and self.w1_b is not None
