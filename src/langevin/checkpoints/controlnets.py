@@ -16,7 +16,7 @@ from langevin.checkpoints.atomic import atomic_folder
 from langevin.checkpoints.jsonfile import Fields
 from langevin.checkpoints.recognise import CONTROL, Kind, recognise
 from langevin.checkpoints.safetensors_file import write_safetensors
-from langevin.checkpoints.shapes import UnknownArchitectureError, controlnet_shape
+from langevin.checkpoints.shapes import Shape, UnknownArchitectureError, controlnet_shape
 from langevin.checkpoints.tensorfile import TensorFile, in_words
 from langevin.checkpoints.transfer import WORDS, Outgoing, Part, fit
 from langevin.checkpoints.weightfiles import open_weights, variants
@@ -26,6 +26,7 @@ from langevin.networks.unet import UNetConfig
 
 _CONFIG = "config.json"
 _STEM = "diffusion_pytorch_model"
+_XL = "a ControlNet for Stable Diffusion XL; expected one for Stable Diffusion 1.x / 2.x"
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +50,23 @@ def is_control_folder(path: Path) -> bool:
 
 def open_control_folder(path: Path, *, allow_pickle: bool = False, half: bool = False) -> ControlCheckpoint:
     """A diffusers ControlNet folder. CheckpointError where it is something else or incomplete."""
-    config, hint_channels = configs.read_controlnet(Fields.of(path / _CONFIG))
     file = open_weights(path, _STEM, variants(half=half, non_ema=False), allow_pickle=allow_pickle)
-    network = _on_meta(config, hint_channels)
-    laid = places.diffusers_controlnet(network.state_dict(), config)
-    return ControlCheckpoint(str(path), config, hint_channels, fit(WORDS["control"], network, file, laid, file.tensors))
+    return _in_folder(path, str(path), file)
 
 
-def open_control_file(file: TensorFile, *, config: UNetConfig | None = None) -> ControlCheckpoint:
-    """An original ControlNet file: `control_model.*`, bare names, or beside a whole model.
+def open_control_file(file: TensorFile, *, steered: UNetConfig | None = None) -> ControlCheckpoint:
+    """An original ControlNet file: `control_model.*`, bare names, or beside a whole model. Also a diffusers weight file
+    that was taken out of its folder with the config.json beside it.
 
-    config: the architecture, where the file's context is of a width whose heads are not known by convention.
+    steered: the U-Net that it is for: that one's number of attention heads is taken where the width of the context does
+    not tell it by convention.
     """
     contents = recognise(file.tensors)
+    if contents.kind is Kind.CONTROLNET_DIFFUSERS:
+        folder = file.paths[0].parent
+        if is_control_folder(folder):
+            return _in_folder(folder, file.label, file)
+        raise CheckpointError(f"{file.label}: {contents.words}, without its {_CONFIG}: put that beside it")
     if "control" not in contents.parts:
         raise CheckpointError(f"{file.label}: {contents.words}; expected a ControlNet")
     if contents.unknown:
@@ -71,10 +76,11 @@ def open_control_file(file: TensorFile, *, config: UNetConfig | None = None) -> 
             f"({in_words(contents.unknown)}){hint}"
         )
     prefix, tensors = contents.prefixes["control"], contents.parts["control"]
+    if "label_emb.0.0.weight" in tensors:
+        raise CheckpointError(f"{file.label}: {_XL}")
     try:
         shape, hint_channels = controlnet_shape(tensors)
-        if config is None:
-            config = _with_known_heads(shape, file.label)
+        config = UNetConfig(**_with_known_heads(shape, steered, file.label))
     except UnknownArchitectureError as error:
         raise CheckpointError(f"{file.label}: {error}; expected a ControlNet for Stable Diffusion 1.x / 2.x") from None
     except ValueError as error:
@@ -85,13 +91,25 @@ def open_control_file(file: TensorFile, *, config: UNetConfig | None = None) -> 
     return ControlCheckpoint(file.label, config, hint_channels, part)
 
 
-def _with_known_heads(shape: dict[str, object], label: str) -> UNetConfig:
-    if shape["num_heads"] is None and shape["head_channels"] is None:
-        raise CheckpointError(
-            f"{label}: the number of attention heads cannot be told from the weights (context of "
-            f"{shape['context_channels']} channels; 768 and 1024 are known); a diffusers folder states it"
-        )
-    return UNetConfig(**shape)  # type: ignore[arg-type]
+def _in_folder(folder: Path, label: str, file: TensorFile) -> ControlCheckpoint:
+    fields = Fields.of(folder / _CONFIG)
+    if fields.take("addition_embed_type", None) == "text_time":
+        raise fields.error("addition_embed_type", _XL)
+    config, hint_channels = configs.read_controlnet(fields)
+    network = _on_meta(config, hint_channels)
+    laid = places.diffusers_controlnet(network.state_dict(), config)
+    return ControlCheckpoint(label, config, hint_channels, fit(WORDS["control"], network, file, laid, file.tensors))
+
+
+def _with_known_heads(shape: Shape, steered: UNetConfig | None, label: str) -> Shape:
+    if shape["num_heads"] is not None or shape["head_channels"] is not None:
+        return shape
+    if steered is not None:
+        return shape | {"num_heads": steered.num_heads, "head_channels": steered.head_channels}
+    raise CheckpointError(
+        f"{label}: the number of attention heads cannot be told from the weights (context of "
+        f"{shape['context_channels']} channels; 768 and 1024 are known); a diffusers folder states it"
+    )
 
 
 def _on_meta(config: UNetConfig, hint_channels: int) -> ControlNet:

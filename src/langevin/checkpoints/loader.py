@@ -35,6 +35,7 @@ from langevin.model.text import PromptEncoder, TextEncoder
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText
 from langevin.networks.controlnet import ControlNet
+from langevin.networks.unet import UNetConfig
 
 PACKAGED = "emoji.safetensors"
 """The model that ships inside the package."""
@@ -279,8 +280,10 @@ def load_controlnet(
     return network
 
 
-def open_control(path: Path, *, allow_pickle: bool = False, half: bool = False) -> ControlCheckpoint:
-    """Understand a ControlNet's file or folder."""
+def open_control(
+    path: Path, *, steered: UNetConfig | None = None, allow_pickle: bool = False, half: bool = False
+) -> ControlCheckpoint:
+    """Understand a ControlNet's file or folder. steered: as in `open_control_file`."""
     if path.is_dir():
         return open_control_folder(path, allow_pickle=allow_pickle, half=half)
-    return open_control_file(open_tensors(path, allow_pickle=allow_pickle))
+    return open_control_file(open_tensors(path, allow_pickle=allow_pickle), steered=steered)

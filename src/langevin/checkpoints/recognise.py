@@ -43,6 +43,8 @@ class Kind(StrEnum):
     MODEL = "model"
     CONTROLNET = "controlnet"
     CONTROLNET_DIFFUSERS = "controlnet-diffusers"
+    T2I_ADAPTER = "t2i-adapter"
+    T2I_ADAPTER_DIFFUSERS = "t2i-adapter-diffusers"
     UNET_DIFFUSERS = "unet-diffusers"
     VAE = "vae"
     VAE_DIFFUSERS = "vae-diffusers"
@@ -148,6 +150,16 @@ _KINDS: tuple[tuple[Kind, str, _Test], ...] = (
         "a ControlNet in the diffusers layout",
         re.compile(r"^controlnet_cond_embedding\.").match,
     ),
+    (
+        Kind.T2I_ADAPTER,
+        "a T2I-Adapter in the original layout",
+        re.compile(r"^body\.0\.(body\.0\.)?block1\.weight$").match,
+    ),
+    (
+        Kind.T2I_ADAPTER_DIFFUSERS,
+        "a T2I-Adapter in the diffusers layout",
+        re.compile(r"^adapter\.body\.0\.resnets\.").match,
+    ),
     (Kind.VAE, "an autoencoder (VAE) in the original layout", re.compile(r"^encoder\.down\.0\.block\.").match),
     (
         Kind.VAE_DIFFUSERS,
@@ -177,6 +189,7 @@ _FOREIGN: tuple[tuple[str, _Test], ...] = (
     ("an SDXL refiner or unCLIP model", re.compile(r"^embedder\.model\.|^noise_augmentor\.").match),
     ("a language model", re.compile(r"^(model\.)?layers\.\d+\.self_attn\.|^lm_head\.|^transformer\.h\.\d+\.").match),
     ("a T5 text encoder", re.compile(r"^encoder\.block\.0\.layer\.0\.SelfAttention\.").match),
+    ("a T2I-Adapter for style", re.compile(r"^style_embedding$").match),
     ("an upscaler network (ESRGAN)", re.compile(r"^(model\.1\.sub|body|conv_body|RRDB_trunk)\.").match),
 )  # fmt: skip
 

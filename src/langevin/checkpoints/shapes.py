@@ -24,18 +24,18 @@ def unet_shape(tensors: Tensors) -> Shape:
     labels (x4 upscaler), heads of 64 channels with a context of 1024.
     """
     shape = _encoder_shape(tensors)
-    shape["out_channels"] = _size(tensors, "out.2.weight", 0)
+    shape["out_channels"] = size(tensors, "out.2.weight", 0)
     return shape
 
 
 def controlnet_shape(tensors: Tensors) -> tuple[Shape, int]:
     """The arguments of a ControlNet's UNetConfig, and its number of hint channels."""
     shape = _encoder_shape(tensors)
-    return shape, _size(tensors, "input_hint_block.0.weight", 1)
+    return shape, size(tensors, "input_hint_block.0.weight", 1)
 
 
 def _encoder_shape(tensors: Tensors) -> Shape:
-    model_channels, in_channels = (_size(tensors, "input_blocks.0.0.weight", i) for i in (0, 1))
+    model_channels, in_channels = (size(tensors, "input_blocks.0.0.weight", i) for i in (0, 1))
     widths: list[list[int]] = [[]]
     attention: list[list[bool]] = [[]]
     cross_only: list[bool] = [False]
@@ -46,7 +46,7 @@ def _encoder_shape(tensors: Tensors) -> Shape:
             attention.append([])
             cross_only.append(False)
         else:
-            widths[-1].append(_size(tensors, f"input_blocks.{stage}.0.in_layers.2.weight", 0))
+            widths[-1].append(size(tensors, f"input_blocks.{stage}.0.in_layers.2.weight", 0))
             attention[-1].append(f"input_blocks.{stage}.1.norm.weight" in tensors)
             to_k = tensors.get(f"input_blocks.{stage}.1.transformer_blocks.0.attn1.to_k.weight")
             # Where the context is as wide as the features the shapes are silent: self-attention is the rule.
@@ -63,7 +63,7 @@ def _encoder_shape(tensors: Tensors) -> Shape:
     context = next((i.shape[-1] for n, i in tensors.items() if n.endswith("attn2.to_k.weight")), None)
     labels = tensors.get("label_emb.weight")
     depths = [int(m[1]) for n in tensors if (m := re.search(r"\.transformer_blocks\.(\d+)\.norm1\.weight$", n))]
-    emb = _size(tensors, "input_blocks.1.0.emb_layers.1.weight", 0)
+    emb = size(tensors, "input_blocks.1.0.emb_layers.1.weight", 0)
     shape: Shape = {
         "in_channels": in_channels,
         "model_channels": model_channels,
@@ -92,16 +92,16 @@ def heads_by_convention(context: int | None, labels: bool) -> Shape:
 
 def autoencoder_shape(tensors: Tensors) -> Shape:
     """AutoencoderConfig's arguments from the original names without prefix."""
-    base = _size(tensors, "encoder.conv_in.weight", 0)
+    base = size(tensors, "encoder.conv_in.weight", 0)
     widths: list[int] = []
     while f"encoder.down.{len(widths)}.block.0.conv1.weight" in tensors:
-        widths.append(_size(tensors, f"encoder.down.{len(widths)}.block.0.conv1.weight", 0))
-    blocks = _count(tensors, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight")
+        widths.append(size(tensors, f"encoder.down.{len(widths)}.block.0.conv1.weight", 0))
+    blocks = count(tensors, r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight")
     if not widths or any(w % base for w in widths):
         raise UnknownArchitectureError(f"an autoencoder with levels of {widths} channels")
     return {
-        "in_channels": _size(tensors, "encoder.conv_in.weight", 1),
-        "latent_channels": _size(tensors, "decoder.conv_in.weight", 1),
+        "in_channels": size(tensors, "encoder.conv_in.weight", 1),
+        "latent_channels": size(tensors, "decoder.conv_in.weight", 1),
         "base_channels": base,
         "channel_mult": tuple(w // base for w in widths),
         "num_res_blocks": blocks,
@@ -114,15 +114,15 @@ def clip_text_shape(tensors: Tensors) -> Shape:
     Heads of 64 channels, as every published CLIP has; OpenAI's activation.
     """
     prefix = "text_model." if any(n.startswith("text_model.") for n in tensors) else ""
-    vocabulary, width = (_size(tensors, f"{prefix}embeddings.token_embedding.weight", i) for i in (0, 1))
+    vocabulary, width = (size(tensors, f"{prefix}embeddings.token_embedding.weight", i) for i in (0, 1))
     projection = tensors.get("text_projection.weight")
     return {
         "vocabulary": vocabulary,
         "width": width,
-        "layers": _count(tensors, re.escape(prefix) + r"encoder\.layers\.(\d+)\.layer_norm1\.weight"),
+        "layers": count(tensors, re.escape(prefix) + r"encoder\.layers\.(\d+)\.layer_norm1\.weight"),
         "heads": max(1, width // 64),
-        "mlp_width": _size(tensors, f"{prefix}encoder.layers.0.mlp.fc1.weight", 0),
-        "positions": _size(tensors, f"{prefix}embeddings.position_embedding.weight", 0),
+        "mlp_width": size(tensors, f"{prefix}encoder.layers.0.mlp.fc1.weight", 0),
+        "positions": size(tensors, f"{prefix}embeddings.position_embedding.weight", 0),
         "activation": "quick_gelu",
         "projection": None if projection is None else projection.shape[0],
         "eos_token": vocabulary - 1,
@@ -131,29 +131,30 @@ def clip_text_shape(tensors: Tensors) -> Shape:
 
 def openclip_text_shape(tensors: Tensors) -> Shape:
     """ClipTextConfig's arguments from OpenCLIP's names: exact GELU."""
-    vocabulary, width = (_size(tensors, "token_embedding.weight", i) for i in (0, 1))
+    vocabulary, width = (size(tensors, "token_embedding.weight", i) for i in (0, 1))
     projection = tensors.get("text_projection")
     return {
         "vocabulary": vocabulary,
         "width": width,
-        "layers": _count(tensors, r"transformer\.resblocks\.(\d+)\.ln_1\.weight"),
+        "layers": count(tensors, r"transformer\.resblocks\.(\d+)\.ln_1\.weight"),
         "heads": max(1, width // 64),
-        "mlp_width": _size(tensors, "transformer.resblocks.0.mlp.c_fc.weight", 0),
-        "positions": _size(tensors, "positional_embedding", 0),
+        "mlp_width": size(tensors, "transformer.resblocks.0.mlp.c_fc.weight", 0),
+        "positions": size(tensors, "positional_embedding", 0),
         "activation": "gelu",
         "projection": None if projection is None else projection.shape[-1],
         "eos_token": vocabulary - 1,
     }
 
 
-def _size(tensors: Tensors, name: str, dimension: int) -> int:
+def size(tensors: Tensors, name: str, dimension: int) -> int:
+    """One side of a tensor. UnknownArchitectureError where it is not there."""
     info = tensors.get(name)
     if info is None or len(info.shape) <= dimension:
         raise UnknownArchitectureError(f"there is no {name}" if info is None else f"{name} of shape {info.shape}")
     return info.shape[dimension]
 
 
-def _count(tensors: Tensors, pattern: str) -> int:
+def count(tensors: Tensors, pattern: str) -> int:
     """How many numbers, from 0 without a gap, the pattern's group takes."""
     found = {int(m[1]) for name in tensors if (m := re.fullmatch(pattern, name))}
     if not found or found != set(range(len(found))):

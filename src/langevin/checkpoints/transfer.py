@@ -13,7 +13,13 @@ from langevin.checkpoints.places import Place, Places
 from langevin.checkpoints.tensorfile import FLOATS, TensorFile, TensorInfo, in_words, torch_dtype
 from langevin.errors import CheckpointError
 
-WORDS = {"unet": "U-Net", "vae": "autoencoder", "text": "text encoder", "control": "ControlNet"}
+WORDS = {
+    "unet": "U-Net",
+    "vae": "autoencoder",
+    "text": "text encoder",
+    "control": "ControlNet",
+    "adapter": "T2I-Adapter",
+}
 """What the parts of a model are called in messages."""
 
 _ALIGNMENT = 64

@@ -58,7 +58,7 @@ class FileLayout:
 class Addition:
     """A file that was put into a loaded model."""
 
-    kind: Literal["lora", "embedding"]
+    kind: Literal["lora", "embedding", "controlnet", "t2i-adapter"]
     file: SourceFile
     strength: float = 1.0
     """Of a LoRA."""
@@ -101,7 +101,7 @@ class CheckpointInfo:
     layout: FileLayout | None = None
     """For a model from a single file."""
     additions: tuple[Addition, ...] = ()
-    """LoRA and embedding files that were put into it since, in order."""
+    """Files that were put into it since, or beside it for one run, in order."""
 
 
 @dataclass(kw_only=True, eq=False)

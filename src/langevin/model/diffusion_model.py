@@ -12,6 +12,7 @@ from langevin.diffusion.core import Estimate
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.model.conditioning import Conditioning
+from langevin.model.steering import features, residuals
 
 
 @dataclass(eq=False)
@@ -19,7 +20,8 @@ class DiffusionModel:
     """Network + schedule + prediction type: prediction, dtype and timesteps are known here and nowhere above."""
 
     network: nn.Module
-    """Called as network(z, t, context=, labels=, controls=): z is B C H W, t float32 [B]."""
+    """Called as network(z, t, context=, labels=, controls=), with adapters also features=: z is B C H W, t float32
+    [B]."""
     schedule: NoiseSchedule
     prediction: Prediction
     sigma_data: float = 0.5
@@ -63,15 +65,11 @@ class DiffusionModel:
         t = self.time(sigma).to(x.device, torch.float32)
         # The only two casts: into the network's precision and back.
         z = z.to(self.dtype)
-        controls = [
-            [control.strength * r for r in control.network(z[:, :channels], t, control.features, context=cond.context)]
-            for control in cond.controls
-            # A ControlNet for the plain model steers an inpainting one too: it does not see the channels added to z.
-            for channels in [control.network.config.in_channels]
-            if control.acts_at(float(sigma.max()))
-        ]
-        residuals = [torch.stack(level).sum(0) for level in zip(*controls, strict=True)] if controls else None
-        output: Tensor = self.network(z, t, context=cond.context, labels=cond.labels, controls=residuals)
+        level = float(sigma.max())
+        controls = residuals([c for c in cond.controls if c.acts_at(level)], z, t, cond.context)
+        # Told only where there is something to tell: other networks than the U-Net need not know of it.
+        beside = {"features": found} if (found := features([a for a in cond.adapters if a.acts_at(level)])) else {}
+        output: Tensor = self.network(z, t, context=cond.context, labels=cond.labels, controls=controls, **beside)
         return output.to(x.dtype)
 
     def denoise(self, x: Tensor, sigma: float, cond: Conditioning) -> Estimate:

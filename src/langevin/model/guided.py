@@ -75,4 +75,5 @@ def repeated(cond: Conditioning, count: int) -> Conditioning:
         labels=stretch(cond.labels),
         concat=stretch(cond.concat),
         controls=tuple(replace(c, features=stretched(c.features)) for c in cond.controls),
+        adapters=tuple(replace(a, features=tuple(stretched(f) for f in a.features)) for a in cond.adapters),
     )

@@ -51,6 +51,7 @@ def float32_conditioning(cond: Conditioning) -> Conditioning:
         controls=tuple(
             replace(c, network=float32_copy(c.network), features=_float32(c.features)) for c in cond.controls
         ),
+        adapters=tuple(replace(a, features=tuple(_float32(f) for f in a.features)) for a in cond.adapters),
     )
 
 

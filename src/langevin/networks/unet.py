@@ -235,12 +235,14 @@ class UNet(nn.Module):
         context: Tensor | None = None,
         labels: Tensor | None = None,
         controls: Sequence[Tensor] | None = None,
+        features: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """The raw output, B C' H W in z's dtype.
 
         z: B C H W, scaled to unit variance, any H and W >= 1. t: [B], fractions allowed. context: B L D, exactly if
         the network takes one. labels: int64 [B], exactly if it has classes. controls: what a ControlNet adds to each
-        stage's output on the way down and, last, to the middle's. ValueError where these do not fit the network.
+        stage's output on the way down and, last, to the middle's. features: what a T2I-Adapter adds at the end of each
+        level on the way down, before its resolution is halved. ValueError where these do not fit the network.
         """
         check_context(self.config, context)
         if (labels is None) != (self.config.num_classes is None):
@@ -249,6 +251,9 @@ class UNet(nn.Module):
             )
         if controls is not None and len(controls) != len(self.input_blocks) + 1:
             raise ValueError(f"{len(controls)} controls: this network takes {len(self.input_blocks) + 1}")
+        levels, stages = len(self.config.channel_mult), self.config.num_res_blocks + 1
+        if features is not None and len(features) != levels:
+            raise ValueError(f"features of {len(features)} levels: this network has {levels}")
 
         emb = self.time_embed(t)  # B E
         if labels is not None:
@@ -256,8 +261,10 @@ class UNet(nn.Module):
 
         skips = []
         h = z
-        for stage in self.input_blocks:
+        for i, stage in enumerate(self.input_blocks):
             h = stage(h, emb, context)
+            if features is not None and (i + 1) % stages == 0:  # stage 0 is the convolution before the first level
+                h = h + features[i // stages]
             skips.append(h)
         h = self.middle_block(h, emb, context)
         if controls is not None:

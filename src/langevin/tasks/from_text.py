@@ -51,7 +51,7 @@ def text_to_image(model: ModelBundle | HoldsBundle, request: GenerateRequest) ->
     is drawn. Raises RequestError where the model cannot do what is asked.
     """
     bundle = bundle_of(model)
-    return plan_pictures(bundle, *_parts(bundle, request), request)
+    return plan_pictures(bundle, *parts_of(bundle, request), request)
 
 
 def bundle_of(model: ModelBundle | HoldsBundle) -> ModelBundle:
@@ -218,7 +218,7 @@ def sampler_options(request: GenerateRequest, numbers: Resolved) -> dict[str, An
     return options
 
 
-def _parts(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, PromptEncoder | None]:
+def parts_of(bundle: ModelBundle, request: GenerateRequest) -> tuple[Autoencoder | None, PromptEncoder | None]:
     """The autoencoder, None for a model of pixels, and the text encoder, None for one of classes or of nothing."""
     name = bundle.info.name
     if bundle.info.task in ("class-to-image", "unconditional"):

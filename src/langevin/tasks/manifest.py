@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 
 from langevin.images.parameters import parameters_text
 from langevin.images.png import pixels_sha256
-from langevin.model.bundle import ModelBundle, SourceFile
+from langevin.model.bundle import Addition, ModelBundle, SourceFile
 from langevin.version import __version__
 
 if TYPE_CHECKING:
@@ -73,11 +73,20 @@ def describe(bundle: ModelBundle) -> dict[str, Any]:
         "weights": info.weights,
         "revision": info.revision,
         "files": [_file(file) for file in info.files],
-        "additions": [
-            {"kind": a.kind, **({"strength": a.strength} if a.kind == "lora" else {"word": a.word}), **_file(a.file)}
-            for a in info.additions
-        ],
+        "additions": [{"kind": a.kind, **_particular(a), **_file(a.file)} for a in info.additions],
     }
+
+
+def _particular(addition: Addition) -> dict[str, Any]:
+    match addition.kind:
+        case "lora":
+            return {"strength": addition.strength}
+        case "embedding":
+            return {"word": addition.word}
+        case "controlnet" | "t2i-adapter":
+            return {}  # how strongly it acts is said with its hint
+        case _:
+            assert_never(addition.kind)
 
 
 def _file(file: SourceFile) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from langevin.errors import RequestError
-from langevin.images.pixels import open_picture, to_tensor
+from langevin.images.pixels import open_picture, to_rgb, to_tensor
 from langevin.model.autoencoder import Autoencoder
 from langevin.tasks.setup import Input
 
@@ -49,3 +49,13 @@ def same_size(role: str, picture: Image.Image, width: int, height: int) -> None:
         raise RequestError(
             f"the {role} has {picture.width} x {picture.height} pixels, the picture {width} x {height}: make them equal"
         )
+
+
+def resized(role: str, picture: Image.Image, width: int, height: int) -> tuple[Image.Image, tuple[str, ...]]:
+    """A picture brought to another size by Lanczos' filter, and a notice where its proportions change."""
+    if picture.size == (width, height):
+        return picture, ()
+    notices: tuple[str, ...] = ()
+    if picture.width * height != picture.height * width:
+        notices = (f"{role}: {picture.width} x {picture.height} pixels are stretched to {width} x {height}",)
+    return to_rgb(picture).resize((width, height), Image.Resampling.LANCZOS), notices

@@ -31,12 +31,20 @@ class Texts:
     notices: tuple[str, ...]
 
     def beside(self, given: Conditioning) -> Texts:
-        """The same with `given`'s further channels and labels, with and without the text."""
+        """The same with all of `given` but its context, with and without the text; controls in guess mode act with the
+        prompt alone."""
 
-        def joined(cond: Conditioning) -> Conditioning:
-            return replace(cond, concat=given.concat, labels=given.labels)
+        def joined(told: Conditioning, *, prompt: bool) -> Conditioning:
+            controls = tuple(c for c in given.controls if prompt or not c.guess)
+            return replace(given, context=told.context, controls=controls)
 
-        return replace(self, conditionings=[(start, joined(c), joined(u)) for start, c, u in self.conditionings])
+        return replace(
+            self,
+            conditionings=[
+                (start, joined(cond, prompt=True), joined(uncond, prompt=False))
+                for start, cond, uncond in self.conditionings
+            ],
+        )
 
     def float32(self) -> Texts:
         """The same for a float32 network."""

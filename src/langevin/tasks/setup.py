@@ -43,7 +43,8 @@ class Setup:
     """What `plan_pictures` is told beyond the model and the request."""
 
     beside: Conditioning | None = None
-    """`concat`, `labels` and `controls` of one image, which every picture is given with and without the text."""
+    """`concat`, `labels`, `controls` and `adapters` of one image, which every picture is given with and without the
+    text; controls in guess mode with the prompt alone."""
     start: Tensor | None = None
     """Clean latents (with a model of pixels: pixels), 1 C h w or one for each picture, that sampling starts from:
     noised to the level that `strength` gives. None: from noise alone."""

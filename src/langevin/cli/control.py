@@ -1,0 +1,86 @@
+"""`langevin control`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from langevin.cli.generate import Output, Quiet, make_pictures
+from langevin.cli.options import command
+from langevin.errors import RequestError
+from langevin.tasks.control_request import ControlRequest, split_control
+from langevin.tasks.request import ModelOptions
+
+if TYPE_CHECKING:
+    from langevin.model.bundle import ModelBundle
+    from langevin.tasks.plan import Plan
+
+Control = Annotated[
+    list[str],
+    typer.Option(
+        "--control",
+        "-c",
+        metavar="KIND=PICTURE[:STRENGTH[:START-END]]",
+        help="A hint, once for each. KIND is `hint` where the picture is one, or what makes one of the picture: canny, "
+        "line-art, blur, colour-grid, segments. STRENGTH is 1 if left out; START and END are shares of the run.",
+        show_default=False,
+    ),
+]
+Networks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--controlnet",
+        metavar="FILE",
+        help="What each hint acts through, in their order: a ControlNet or T2I-Adapter, as file, diffusers folder or "
+        "Hub id. [default: the ControlNet in the model's own file]",
+        show_default=False,
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--image", metavar="FILE", help="A picture to begin from, with --strength. [default: none]", show_default=False
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the application."""
+    command(app, control, "control", {"request": (ControlRequest, ("prompt",)), "options": (ModelOptions, ())})
+
+
+def control(
+    request: ControlRequest,
+    options: ModelOptions,
+    control: Control,
+    controlnet: Networks = None,
+    image: Start = None,
+    output: Output = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make pictures from a text, steered by hints. Prints the path of each."""
+    wanted = [split_control(text) for text in control]
+    files = controlnet or []
+    if files and len(files) != len(wanted):
+        raise RequestError(
+            f"{len(wanted)} controls and {len(files)} files to act through: give one --controlnet for each --control"
+        )
+
+    from langevin.checkpoints.steering import load_steering
+    from langevin.tasks.control import Steer
+    from langevin.tasks.control import control as plan_control
+    from langevin.tasks.pictures import read_input
+
+    pictures = [read_input(f"control {i}", path) for i, (_, path) in enumerate(wanted)]
+    start = None if image is None else read_input("image", image)
+
+    def plan(bundle: ModelBundle, request: ControlRequest) -> Plan:
+        networks = {file: load_steering(file, bundle, allow_pickle=options.allow_pickle) for file in files}
+        steers = [
+            Steer(picture=picture, options=how, through=networks[files[i]] if files else None)
+            for i, (picture, (how, _)) in enumerate(zip(pictures, wanted, strict=True))
+        ]
+        return plan_control(bundle, request, steers, start=start)
+
+    make_pictures(request, options, output, plan, quiet=quiet)

@@ -1,0 +1,75 @@
+"""The options of the tasks that a picture steers: ControlNets, T2I-Adapters, maps. Does not import torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from langevin.errors import RequestError
+from langevin.tasks.options import Options, show
+from langevin.tasks.request import GenerateRequest
+
+READY = "hint"
+"""The kind of a picture that is a hint already."""
+
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)"
+_WINDOW = re.compile(rf"({_NUMBER})-({_NUMBER})")
+
+
+class ControlRequest(GenerateRequest):
+    """Pictures from a text, steered by hints."""
+
+    guess: bool = Field(
+        False,
+        description="Guess mode: ControlNets act with the prompt alone, and less at the finer stages.",
+    )
+    strength: float = Field(
+        0.75, gt=0, le=1, description="With a picture to start from: the share of the run that is done; 1 ignores it."
+    )
+
+
+class MapRequest(GenerateRequest):
+    """Pictures from a text and a map."""
+
+    strength: float = Field(
+        0.8, gt=0, le=1, description="With a picture to start from: the share of the run that is done; 1 ignores it."
+    )
+
+
+class ControlOptions(Options):
+    """How one hint steers."""
+
+    kind: str = Field(READY, description=f"What makes the hint of the picture; {READY}: it is one already.")
+    strength: float = Field(1.0, ge=0, le=10, description="Of the control: 1 is as it was trained, 0 is none.")
+    start: float = Field(0.0, ge=0, le=1, description="Share of the run after which it begins to act.")
+    end: float = Field(1.0, ge=0, le=1, description="Share of the run after which it acts no more.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start >= self.end:
+            raise RequestError(f"a control from {self.start:g} to {self.end:g} acts nowhere: give START below END")
+        return self
+
+
+def split_control(text: str) -> tuple[ControlOptions, str]:
+    """`KIND=PICTURE`, `KIND=PICTURE:STRENGTH` or `KIND=PICTURE:STRENGTH:START-END`: how it steers, and the picture's
+    path. RequestError for anything else."""
+    kind, equals, path = text.partition("=")
+    if not (kind and equals and path):
+        raise RequestError(
+            f"control {show(text)} is not KIND=PICTURE: give for one {READY}=FILE:0.8, or canny=FILE:0.8:0-0.5"
+        )
+    values: dict[str, float] = {}
+    before, colon, last = path.rpartition(":")
+    if before and (window := _WINDOW.fullmatch(last)):
+        values = {"start": float(window[1]), "end": float(window[2])}
+        path = before
+        before, colon, last = path.rpartition(":")
+    if before and colon and re.fullmatch(_NUMBER, last):
+        values["strength"] = float(last)
+        path = before
+    elif values:
+        raise RequestError(f"control {show(text)} has no strength: give KIND=PICTURE:STRENGTH:START-END")
+    return ControlOptions(kind=kind, **values), path
