@@ -68,8 +68,8 @@ def control(
         )
 
     from langevin.checkpoints.steering import load_steering
-    from langevin.tasks.control import Steer
-    from langevin.tasks.control import control as plan_control
+    from langevin.tasks.controlling import Steer
+    from langevin.tasks.controlling import control as plan_control
     from langevin.tasks.pictures import read_input
 
     pictures = [read_input(f"control {i}", path) for i, (_, path) in enumerate(wanted)]

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from langevin.tasks.control_request import ControlOptions, ControlRequest
+    from langevin.tasks.controlling import Steer, control
     from langevin.tasks.from_text import text_to_image
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
@@ -17,12 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cascaded",
+    "ControlOptions",
+    "ControlRequest",
     "GenerateRequest",
     "ModelOptions",
     "Plan",
     "Result",
     "Run",
+    "Steer",
     "cascade",
+    "control",
     "run",
     "text_to_image",
     "upscale",
@@ -30,12 +36,16 @@ __all__ = [
 
 _WHERE = {
     "Cascaded": "langevin.tasks.upscaling",
+    "ControlOptions": "langevin.tasks.control_request",
+    "ControlRequest": "langevin.tasks.control_request",
     "GenerateRequest": "langevin.tasks.request",
     "ModelOptions": "langevin.tasks.request",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
     "Run": "langevin.tasks.runner",
+    "Steer": "langevin.tasks.controlling",
     "cascade": "langevin.tasks.upscaling",
+    "control": "langevin.tasks.controlling",
     "run": "langevin.tasks.runner",
     "text_to_image": "langevin.tasks.from_text",
     "upscale": "langevin.tasks.upscaling",

@@ -59,16 +59,15 @@ def control(
     through = [_through(steer, bundle) for steer in steers]
     if request.guess and not any(isinstance(s.network, ControlNet) for s in through):
         raise RequestError("guess mode is of ControlNets, and none was given: leave it out")
-    request = completed(request, bundle)
-    strength = request.strength if start is not None else None
-    sigmas = run_numbers(bundle.diffusion, request, strength).sigmas
-    width, height = request.width or 0, request.height or 0
+    whole = completed(request, bundle)
+    sigmas = run_numbers(bundle.diffusion, whole, None if start is None else request.strength).sigmas
+    width, height = whole.width or 0, whole.height or 0
     controls: list[Control] = []
     adapters: list[Adapter] = []
     notices: list[str] = []
     for number, (steer, steering) in enumerate(zip(steers, through, strict=True)):
-        window = thresholds(sigmas, steer.options, whole_steps=request.compat == "diffusers")
-        if not any(window["sigma_end"] < level <= window["sigma_start"] for level in sigmas[:-1].tolist()):
+        first, last = thresholds(sigmas, steer.options, whole_steps=request.compat == "diffusers")
+        if not any(last < level <= first for level in sigmas[:-1].tolist()):
             notices.append(f"control {number} acts at no step of this run: give it a wider window or more steps")
         hint, said = make_hint(f"control {number}", steer.picture.picture, steer.options.kind, width, height)
         notices += said
@@ -76,11 +75,15 @@ def control(
         channels = network.hint_channels if isinstance(network, ControlNet) else network.config.hint_channels
         pixels = hint_tensor(hint, width, height, autoencoder.downsampling, channels)
         pixels = pixels.to(bundle.diffusion.device, bundle.diffusion.dtype)
+        strength = steer.options.strength
         with torch.no_grad():
             if isinstance(network, ControlNet):
-                controls.append(Control(network, network.embed_hint(pixels), guess=request.guess, **window))
+                features = network.embed_hint(pixels)
+                controls.append(
+                    Control(network, features, request.guess, strength=strength, sigma_start=first, sigma_end=last)
+                )
             else:
-                adapters.append(Adapter(network(pixels), **window))
+                adapters.append(Adapter(network(pixels), strength=strength, sigma_start=first, sigma_end=last))
     added = tuple(dict.fromkeys(s.addition for s in through if s.addition is not None))
     info = dataclasses.replace(bundle.info, additions=(*bundle.info.additions, *added))
     clean = None
@@ -92,7 +95,7 @@ def control(
         dataclasses.replace(bundle, info=info),
         autoencoder,
         text,
-        request,
+        whole,
         Setup(
             beside=Conditioning(controls=tuple(controls), adapters=tuple(adapters)),
             start=clean,
@@ -107,19 +110,15 @@ def control(
     )
 
 
-def thresholds(sigmas: Tensor, options: ControlOptions, *, whole_steps: bool = False) -> dict[str, float]:
-    """Strength, and the noise levels between which a control acts: `sigma_end < sigma <= sigma_start`.
+def thresholds(sigmas: Tensor, options: ControlOptions, *, whole_steps: bool = False) -> tuple[float, float]:
+    """(sigma_start, sigma_end): the noise levels between which a control acts, sigma_end < sigma <= sigma_start.
 
     whole_steps: as diffusers counts, a step acts that lies within the window as a whole; else where it begins decides.
     """
     steps = len(sigmas) - 1
-    start = options.start
     end = math.floor(options.end * steps + 1e-9) / steps if whole_steps else options.end
-    return {
-        "strength": options.strength,
-        "sigma_start": math.inf if start == 0 else level_at(sigmas, start),
-        "sigma_end": 0.0 if end == 1 else level_at(sigmas, end),
-    }
+    first = math.inf if options.start == 0 else level_at(sigmas, options.start)
+    return first, 0.0 if end == 1 else level_at(sigmas, end)
 
 
 def make_hint(
