@@ -134,3 +134,13 @@ def test_stream_intervals_are_the_next_draws() -> None:
 def test_intervals_without_a_length_or_outside_the_path_are_refused(a: float, b: float) -> None:
     with pytest.raises(RequestError, match="noise between"):
         Noise([1], SHAPE).between(a, b)
+
+
+def test_draws_that_another_program_spends_are_passed_over() -> None:
+    stream = torch.Generator().manual_seed(5)
+    draws = torch.stack([torch.randn((1, *SHAPE), generator=stream)[0] for _ in range(6)])
+    noise = Noise([5], SHAPE, skipped=(1, 2))
+    for part in (noise, noise.select(slice(0, 1))):
+        assert torch.equal(part.initial()[0], draws[1])
+        assert torch.equal(part.step()[0], draws[4])
+        assert torch.equal(part.step()[0], draws[5])

@@ -106,6 +106,15 @@ def reproduce(
             show_default=False,
         ),
     ] = Path(),
+    inputs: Annotated[
+        Path,
+        typer.Option(
+            "--inputs",
+            metavar="FOLDER",
+            help="Where the pictures are now that it was made from. [default: this folder]",
+            show_default=False,
+        ),
+    ] = Path(),
     quiet: Quiet = False,
 ) -> None:
     """Make a picture again from what is written in it."""
@@ -126,7 +135,8 @@ def reproduce(
     if not quiet:
         for notice in recipe.notices():
             typer.echo(f"notice: {notice}", err=True)
-    running = recipe.start(recipe.open())
+    given = recipe.find_inputs(inputs)
+    running = recipe.start(recipe.open(), given)
     follow(running, lambda: None, quiet=quiet)
     again = running.pictures[recipe.index]
     if output is not None:

@@ -14,7 +14,20 @@ from typing import Annotated, Any
 import typer
 
 from langevin import __version__
-from langevin.cli import compare, control, convert, evaluate, explain, finetune, generate, hint, selftest, shapes, train
+from langevin.cli import (
+    compare,
+    control,
+    convert,
+    evaluate,
+    explain,
+    finetune,
+    from_picture,
+    generate,
+    hint,
+    selftest,
+    shapes,
+    train,
+)
 from langevin.errors import LangevinError
 
 # typer 0.29 carries its own copy of click: its error classes are reached through one that typer exports.
@@ -39,7 +52,20 @@ def build() -> typer.Typer:
     ) -> None:
         pass
 
-    for module in (generate, control, explain, convert, selftest, train, finetune, evaluate, compare, shapes, hint):
+    for module in (
+        generate,
+        from_picture,
+        control,
+        explain,
+        convert,
+        selftest,
+        train,
+        finetune,
+        evaluate,
+        compare,
+        shapes,
+        hint,
+    ):
         module.register(app)
     return app
 

@@ -64,7 +64,7 @@ def command(
     """Registers `function` with the options of `groups` in place of its parameters of those names.
 
     A group is `parameter name: (options class, names of its positional fields)`; the function is called with a built
-    object for each group and with its other parameters as they are.
+    object for each group and with its other parameters as they are. Its own arguments come before those of the groups.
     """
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name not in groups]
     fields = [p for options, arguments in groups.values() for p in parameters(options, arguments=arguments)]
@@ -73,12 +73,20 @@ def command(
         built = {group: collect(options, values) for group, (options, _) in groups.items()}
         return function(**built, **{p.name: values[p.name] for p in own})
 
-    signature = inspect.Signature([*(p for p in fields), *(p.replace(kind=p.KEYWORD_ONLY) for p in own)])
+    own = sorted((p.replace(kind=p.KEYWORD_ONLY) for p in own), key=_is_argument, reverse=True)
+    arguments = sum(map(_is_argument, own))
+    signature = inspect.Signature([*own[:arguments], *fields, *own[arguments:]])
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     call.__doc__ = function.__doc__
     call.__name__ = function.__name__
     app.command(name)(call)
+
+
+def _is_argument(parameter: inspect.Parameter) -> bool:
+    return any(
+        isinstance(item, typer.models.ArgumentInfo) for item in getattr(parameter.annotation, "__metadata__", ())
+    )
 
 
 def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Parameter:

@@ -40,7 +40,8 @@ class IntervalNoise(StrEnum):
 class Noise:
     """Standard normal noise for a batch of images.
 
-    `initial()` is each stream's first draw and equals `torch.randn(1, C, H, W, generator=manual_seed(seed))`.
+    `initial()` is each stream's first draw and equals `torch.randn(1, C, H, W, generator=manual_seed(seed))`, unless
+    draws before it are skipped.
     `step()` gives the draws after it, or those of a second stream. `between()` gives the noise of an interval of noise
     levels.
     """
@@ -54,11 +55,15 @@ class Noise:
         dtype: torch.dtype = torch.float32,
         interval: IntervalNoise | str = IntervalNoise.PATH,
         step_seed_offset: int | None = None,
+        skipped: tuple[int, int] = (0, 0),
     ) -> None:
         """seeds: one per image. shape: of one image, C H W. Numbers are drawn as float32 and then brought to `dtype`.
 
         step_seed_offset: None lets the steps continue the stream of the initial noise; with a number they have a
         stream of their own, seeded with the image's seed plus that number.
+
+        skipped: how many draws of each stream go by before the initial noise, and how many between it and that of the
+        first step: other programs spend them on something else.
 
         Raises RequestError for a seed outside 0 ... 2^64 - 1 or an empty batch.
         """
@@ -73,6 +78,7 @@ class Noise:
         self.dtype = dtype
         self.interval = IntervalNoise(interval)
         self.step_seed_offset = step_seed_offset
+        self.skipped = skipped
         self._streams: list[torch.Generator] | None = None
         self._paths = [_BrownianPath(seed, self.shape) for seed in self.seeds]
 
@@ -88,6 +94,7 @@ class Noise:
             dtype=self.dtype,
             interval=self.interval,
             step_seed_offset=self.step_seed_offset,
+            skipped=self.skipped,
         )
 
     def fresh(self) -> Noise:
@@ -96,7 +103,9 @@ class Noise:
 
     def initial(self) -> Tensor:
         """The first draw of every stream, B C H W. The same however often and whenever it is asked for."""
-        return self._batch([_draw(torch.Generator().manual_seed(seed), self.shape) for seed in self.seeds])
+        streams = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        self._pass_over(streams, self.skipped[0])
+        return self._batch([_draw(stream, self.shape) for stream in streams])
 
     def step(self) -> Tensor:
         """The next draw of every stream after the first one, B C H W: independent of all others."""
@@ -104,8 +113,7 @@ class Noise:
             offset = self.step_seed_offset or 0
             self._streams = [torch.Generator().manual_seed((seed + offset) % SEED_LIMIT) for seed in self.seeds]
             if self.step_seed_offset is None:
-                for stream in self._streams:
-                    _draw(stream, self.shape)  # the initial noise
+                self._pass_over(self._streams, sum(self.skipped) + 1)  # 1: the initial noise
         return self._batch([_draw(stream, self.shape) for stream in self._streams])
 
     def between(self, sigma: float, sigma_next: float) -> Tensor:
@@ -126,6 +134,11 @@ class Noise:
                 return self.step()
             case _:
                 assert_never(self.interval)
+
+    def _pass_over(self, streams: Sequence[torch.Generator], count: int) -> None:
+        for stream in streams:
+            for _ in range(count):
+                _draw(stream, self.shape)
 
     def _batch(self, images: list[Tensor]) -> Tensor:
         return torch.stack(images).to(self.device, self.dtype)

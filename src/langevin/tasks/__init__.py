@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from langevin.tasks.control_request import ControlOptions, ControlRequest
     from langevin.tasks.controlling import Steer, control
+    from langevin.tasks.from_picture import image_to_image
     from langevin.tasks.from_text import text_to_image
+    from langevin.tasks.image_requests import ImageToImageRequest
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
     from langevin.tasks.runner import Result, Run, run
@@ -22,6 +24,7 @@ __all__ = [
     "ControlOptions",
     "ControlRequest",
     "GenerateRequest",
+    "ImageToImageRequest",
     "ModelOptions",
     "Plan",
     "Result",
@@ -29,6 +32,7 @@ __all__ = [
     "Steer",
     "cascade",
     "control",
+    "image_to_image",
     "run",
     "text_to_image",
     "upscale",
@@ -39,6 +43,7 @@ _WHERE = {
     "ControlOptions": "langevin.tasks.control_request",
     "ControlRequest": "langevin.tasks.control_request",
     "GenerateRequest": "langevin.tasks.request",
+    "ImageToImageRequest": "langevin.tasks.image_requests",
     "ModelOptions": "langevin.tasks.request",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
@@ -46,6 +51,7 @@ _WHERE = {
     "Steer": "langevin.tasks.controlling",
     "cascade": "langevin.tasks.upscaling",
     "control": "langevin.tasks.controlling",
+    "image_to_image": "langevin.tasks.from_picture",
     "run": "langevin.tasks.runner",
     "text_to_image": "langevin.tasks.from_text",
     "upscale": "langevin.tasks.upscaling",

@@ -88,6 +88,7 @@ def plan_pictures(
         device=diffusion.device,
         interval=numbers.interval_noise,
         step_seed_offset=numbers.step_seed_offset,
+        skipped=setup.skipped,
     )
     info = SAMPLERS[numbers.sampler]
     options = sampler_options(request, numbers)

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from langevin.diffusion.noise import Noise
 from langevin.errors import RequestError
 from langevin.images.pixels import open_picture, to_rgb, to_tensor
 from langevin.model.autoencoder import Autoencoder
 from langevin.tasks.setup import Input
 
+Given = Image.Image | Input | str | os.PathLike[str]
+"""A picture as tasks take it: itself, or where it is. Of a file the name is written into what is made from it."""
+
 
 def read_input(role: str, path: str | os.PathLike[str]) -> Input:
     """A picture from a file, for a task. role: as in `Input`. Raises DataError as `open_picture` does."""
     return Input(role, open_picture(path), path)
+
+
+def as_input(role: str, picture: Given) -> Input:
+    """A picture that a task was called with, by the name of its role there."""
+    match picture:
+        case Input():
+            return Input(role, picture.picture, picture.path)
+        case Image.Image():
+            return Input(role, picture)
+        case _:
+            return read_input(role, picture)
 
 
 def on_grid(picture: Tensor, factor: int) -> Tensor:
@@ -41,6 +57,17 @@ def encode_picture(autoencoder: Autoencoder | None, picture: Image.Image | Tenso
     if autoencoder is None:
         return pixels
     return autoencoder.encode(on_grid(pixels, autoencoder.downsampling).to(autoencoder.device))
+
+
+@torch.no_grad()
+def encode_sampled(autoencoder: Autoencoder, pixels: Tensor, seeds: Sequence[int], draw: int = 0) -> Tensor:
+    """Latents N C h w of a picture 1 3 H W, a sample of the posterior for each seed, with the number `draw` that its
+    stream gives: how diffusers encodes what it starts from."""
+    f = autoencoder.downsampling
+    padded = on_grid(pixels, f)
+    shape = (autoencoder.latent_channels, padded.shape[-2] // f, padded.shape[-1] // f)
+    noise = Noise(seeds, shape, device=autoencoder.device, skipped=(draw, 0)).initial()
+    return autoencoder.encode(padded.to(autoencoder.device), noise)
 
 
 def same_size(role: str, picture: Image.Image, width: int, height: int) -> None:

@@ -1,12 +1,23 @@
-"""Makes a picture again from its manifest."""
+"""Makes a picture again from its manifest.
+
+A manifest says which task made the picture ("task") and names the pictures that the task was given, each by its role,
+the name of its file and a hash of its pixels ("inputs"). `TASKS` says for each task what its request is and how it is
+planned again. A task joins in by one line there:
+
+    "depth": Task(DepthRequest, lambda bundle, request, given: depth_to_image(bundle, given["image"], request)),
+
+provided that its plan's record holds `"task": "depth"`, that its setup names its `inputs`, that everything else it was
+told is in the request, and that planning a completed request once more changes nothing. `given` holds the inputs by
+their roles, found again and compared with their hashes; one that there need not have been is asked for by `given.get`.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -15,17 +26,81 @@ from PIL import Image
 from langevin.errors import CheckpointError, DataError, RequestError
 from langevin.images.png import pixels_sha256
 from langevin.model.bundle import ModelBundle
+from langevin.tasks.from_picture import image_to_image
 from langevin.tasks.from_text import text_to_image
+from langevin.tasks.image_requests import ImageToImageRequest
 from langevin.tasks.opening import open_bundle
+from langevin.tasks.options import show
+from langevin.tasks.pictures import read_input
+from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest, ModelOptions
 from langevin.tasks.runner import Run, run
+from langevin.tasks.setup import Input
+
+R = TypeVar("R", bound=GenerateRequest)
+
+
+@dataclass(frozen=True)
+class Task(Generic[R]):
+    """How a task's pictures are made again."""
+
+    request: type[R]
+    plan: Callable[[ModelBundle, R, Mapping[str, Input]], Plan]
+
+
+_TEXT = Task(GenerateRequest, lambda bundle, request, given: text_to_image(bundle, request))
+
+TASKS: Mapping[str, Task[Any]] = {
+    "text-to-image": _TEXT,
+    "class-to-image": _TEXT,
+    "unconditional": _TEXT,
+    "image-to-image": Task(
+        ImageToImageRequest, lambda bundle, request, given: image_to_image(bundle, given["image"], request)
+    ),
+}
+"""By the manifest's "task"."""
+
+
+class Inputs(dict[str, Input]):
+    """What a picture was made from, by role. One that is asked for and not there raises DataError."""
+
+    def __missing__(self, role: str) -> Input:
+        raise DataError(f"the manifest is malformed: it does not name the {role} that the picture was made from")
+
+
+@dataclass(frozen=True)
+class Named:
+    """An input as a manifest names it."""
+
+    role: str
+    name: str | None
+    """None: it was never a file."""
+    pixels_sha256: str
+
+    def find(self, folder: Path) -> Input:
+        """Reads it from a folder. Raises DataError where it is not there, or is another picture."""
+        if self.name is None:
+            raise DataError(f"the picture's {self.role} was given without a file: it can only be made again in Python")
+        path = folder / self.name
+        if not path.exists():
+            raise DataError(f"the picture's {self.role}, {self.name}, is not in {folder}: say where with --inputs")
+        found = read_input(self.role, path)
+        if (sha256 := pixels_sha256(found.picture)) != self.pixels_sha256:
+            raise DataError(
+                f"{path} is not the {self.role} that the picture was made from: its pixels have SHA-256 "
+                f"{sha256[:16]}..., not {self.pixels_sha256[:16]}...; say where the right one is with --inputs"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """What a manifest says about making its picture, checked like any request."""
 
+    task: Task[Any]
     request: GenerateRequest
+    inputs: tuple[Named, ...]
+    """The pictures that it was made from."""
     model: ModelOptions
     index: int
     """Which of the request's pictures it is."""
@@ -57,13 +132,26 @@ class Recipe:
             # Pictures that were made before models could have additions do not say that there are none.
             listed = source.get("additions", [])
             added = {kind: [a for a in listed if a["kind"] == kind] for kind in ("lora", "embedding")}
-            request = GenerateRequest(**manifest["request"])
+            name = str(manifest["task"])
+            if name not in TASKS:
+                raise DataError(f"the picture is of task {show(name)}: pictures of {', '.join(TASKS)} are made again")
+            request = TASKS[name].request(**manifest["request"])
             count = len(request.image_seeds())
             index = int(picture["index"]) if request.mode == "fast" else 0
             if not 0 <= index < count:
                 raise DataError(f"the manifest is of picture {index}, its request makes {count}")
             return cls(
+                task=TASKS[name],
                 request=request,
+                inputs=tuple(
+                    Named(
+                        str(given["role"]),
+                        # A manifest names files, not places: whatever it says, nothing outside the folder is read.
+                        None if given["name"] is None else Path(str(given["name"])).name,
+                        str(given["pixels_sha256"]),
+                    )
+                    for given in manifest.get("inputs", [])
+                ),
                 model=ModelOptions(
                     model=model or _whereabouts(source),
                     dtype=manifest["precision"],
@@ -107,9 +195,14 @@ class Recipe:
             )
         return bundle
 
-    def start(self, bundle: ModelBundle) -> Run:
-        """The run that makes the picture again: it is number `index` of the run's pictures."""
-        return run(text_to_image(bundle, self.request))
+    def find_inputs(self, folder: Path = Path()) -> Inputs:
+        """What the picture was made from. Raises DataError where something is not in the folder, or is another picture
+        than it was."""
+        return Inputs({named.role: named.find(folder) for named in self.inputs})
+
+    def start(self, bundle: ModelBundle, given: Mapping[str, Input]) -> Run:
+        """The run that makes the picture again: it is number `index` of the run's pictures. given: `find_inputs`."""
+        return run(self.task.plan(bundle, self.request, given))
 
     def notices(self) -> list[str]:
         """What is different here from where the picture was made, and may change its last bits."""
@@ -131,10 +224,11 @@ class Recipe:
             return "the file's pixels are not those that its manifest was written for: it was changed later"
         if picture.size != again.size or picture.mode != again.mode:
             return f"made again it is {_kind(again)}, the file's picture is {_kind(picture)}"
-        gap = np.abs(np.asarray(picture, np.int16) - np.asarray(again, np.int16)).max(-1)
+        gap = np.abs(np.asarray(picture, np.float64) - np.asarray(again, np.float64))
+        gap = gap.max(-1) if gap.ndim == 3 else gap
         if not gap.any():
             return "the manifest's pixel hash is wrong: the file's picture and the one made again are equal"
-        return f"{np.count_nonzero(gap)} of {gap.size} pixels differ, by {gap.max()} of 255 at most"
+        return f"{np.count_nonzero(gap)} of {gap.size} pixels differ, by {gap.max():g} at most"
 
 
 def _versions() -> dict[str, str]:

@@ -50,6 +50,8 @@ class Setup:
     noised to the level that `strength` gives. None: from noise alone."""
     strength: float = 1.0
     """With `start`: the share of the run that is done, in (0, 1]; see `langevin.diffusion.grids.truncated`."""
+    skipped: tuple[int, int] = (0, 0)
+    """As in `Noise`: draws of each picture's stream that are spent already, and those that are between."""
     wrap: Callable[[Denoiser], Denoiser] | None = None
     """Put around the guided denoiser, also around the one in float32 that takes over where numbers overflow."""
     finish: Callable[[Image.Image], Image.Image] | None = None
