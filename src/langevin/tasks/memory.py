@@ -6,6 +6,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dil
     return x.new_empty(len(x), len(weight), *size)
 
 
+def _interpolate(x: Tensor, size: Any = None, scale_factor: float | None = None, **_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:2], *(size or (int(n * (scale_factor or 1)) for n in x.shape[2:])))
+
+
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     shape = list(tensors[0].shape)
     shape[dim] = sum(t.shape[dim] for t in tensors)
@@ -65,19 +70,28 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 def _elementwise(*values: Any, **_: Any) -> Tensor:
     tensors = [v for v in values if isinstance(v, Tensor)]
-    return max(tensors, key=Tensor.numel).new_empty(torch.broadcast_shapes(*(t.shape for t in tensors)))
+    # Not torch.broadcast_shapes, which imports the compiler too.
+    shape = [max(sizes) for sizes in zip_longest(*(reversed(t.shape) for t in tensors), fillvalue=1)]
+    return max(tensors, key=Tensor.numel).new_empty(shape[::-1])
 
 
-_SHAPES: dict[Any, Callable[..., Tensor]] = {
+_SHAPES: dict[Any, Callable[..., Any]] = {
     F.scaled_dot_product_attention: lambda q, k, v, *_, **__: q.new_empty(*q.shape[:-1], v.shape[-1]),
     F.conv2d: _conv2d,
     F.linear: lambda x, weight, *_, **__: x.new_empty(*x.shape[:-1], len(weight)),
-    F.group_norm: lambda x, *_, **__: torch.empty_like(x),
+    F.group_norm: lambda x, *_, **__: x.new_empty(x.shape),
     torch.arange: lambda *args, device, **_: torch.arange(*args, device="cpu").to(device),
-    F.layer_norm: lambda x, *_, **__: torch.empty_like(x),
+    F.layer_norm: lambda x, *_, **__: x.new_empty(x.shape),
+    torch.var_mean: lambda x, *_, **__: (x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])),  # over the last axis
+    F.interpolate: _interpolate,
     torch.cat: _cat,
+    Tensor.add_: lambda x, *_, **__: x,
     **dict.fromkeys(
-        [Tensor.add, Tensor.mul, torch.exp, Tensor.cos, Tensor.sin, torch.sigmoid, F.silu, F.gelu], _elementwise
+        [
+            *(Tensor.add, Tensor.sub, Tensor.mul, Tensor.div, Tensor.square, Tensor.clamp, torch.rsqrt),
+            *(torch.exp, Tensor.cos, Tensor.sin, torch.sigmoid, F.silu, F.gelu),
+        ],
+        _elementwise,
     ),
 }
 """Results of attention, and of the calls that the meta device takes apart in Python: for those it would first import
