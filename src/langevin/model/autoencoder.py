@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from langevin.networks import strips
 from langevin.networks.autoencoder import AutoencoderKL
 
 
@@ -17,6 +18,8 @@ class Autoencoder:
     network: AutoencoderKL
     scale_factor: float = 0.18215
     """Latents are the network's own, times this. 0.18215 in Stable Diffusion, 0.08333 in its x4 upscaler."""
+    in_strips: bool = False
+    """Work strip by strip: the same within rounding, in less memory and more time (`langevin.networks.strips`)."""
 
     @property
     def downsampling(self) -> int:
@@ -44,7 +47,8 @@ class Autoencoder:
         f = self.downsampling
         if image.shape[-2] % f or image.shape[-1] % f:
             raise ValueError(f"image of {tuple(image.shape[-2:])} (H, W): both must be multiples of {f}")
-        mean, logvar = self.network.moments(image.to(self.dtype))
+        pixels = image.to(self.dtype)
+        mean, logvar = strips.encode(self.network, pixels) if self.in_strips else self.network.moments(pixels)
         latents = mean.to(image.dtype)
         if noise is not None:
             latents = latents + torch.exp(0.5 * logvar.to(image.dtype)) * noise.to(latents)
@@ -52,5 +56,6 @@ class Autoencoder:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures B 3 H W, about [-1, 1] (not clamped), of `latents` B C h w, in the latents' dtype."""
-        image: Tensor = self.network.decode((latents / self.scale_factor).to(self.dtype))
+        z = (latents / self.scale_factor).to(self.dtype)
+        image = strips.decode(self.network, z) if self.in_strips else self.network.decode(z)
         return image.to(latents.dtype)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from langevin.diffusion.tiles import Tile
+from langevin.errors import RequestError
 from langevin.networks.controlnet import ControlNet
 
 
@@ -86,6 +88,19 @@ class Conditioning:
             concat=part(self.concat),
             controls=tuple(replace(c, features=c.features[images]) for c in self.controls),
             adapters=tuple(replace(a, features=tuple(f[images] for f in a.features)) for a in self.adapters),
+        )
+
+    def within(self, tile: Tile) -> Conditioning:
+        """What belongs to a part of the picture: further channels and hints cut to it.
+
+        Raises RequestError for adapters, whose features at lower resolutions cannot be cut at any place.
+        """
+        if self.adapters:
+            raise RequestError("T2I-Adapters do not act in tiles: leave tile out, or steer by a ControlNet")
+        return replace(
+            self,
+            concat=None if self.concat is None else tile.of(self.concat),
+            controls=tuple(replace(c, features=tile.of(c.features)) for c in self.controls),
         )
 
 

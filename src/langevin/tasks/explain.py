@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -21,9 +22,11 @@ from langevin.model.chunks import Long, layout
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.prompt import Weighting, parse, schedule, thresholds
 from langevin.model.text import TextEncoder
+from langevin.networks import strips
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.networks.clip import ClipText, ClipTextConfig, TextStates
 from langevin.networks.unet import UNetConfig
+from langevin.tasks.area import strips_at
 from langevin.tasks.from_text import DEFAULT_BATCH, run_numbers, text_to_image
 from langevin.tasks.memory import MemoryEstimate, activation_bytes, weight_bytes
 from langevin.tasks.opening import with_additions
@@ -127,11 +130,12 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     batch = min(count, request.batch_size or DEFAULT_BATCH) if request.mode == "fast" else 1
     plan = text_to_image(bundle, request.changed(seed=0, seeds=None, count=min(count, max(batch, 2))))
     first = next(plan.groups())
-    sigmas: list[float] = []
+    calls: list[Call] = []
 
     def denoiser(x: Tensor, sigma: float) -> Any:
-        sigmas.append(sigma)
-        return plan.denoiser(x, sigma)
+        estimate = plan.denoiser(x, sigma)
+        calls.extend(Call(sigma, t, n) for t, n in noting.calls[len(calls) :])  # several, in tiles
+        return estimate
 
     with torch.no_grad():
         for _ in plan.sampler(denoiser, plan.x[first], plan.sigmas, plan.noise.select(first)):
@@ -152,7 +156,7 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
         sigmas=tuple(plan.sigmas.tolist()),
         timesteps=tuple(plan.record["timesteps"]),
         prior_scale=run_numbers(bundle.diffusion, plan.request).prior_scale,
-        calls=tuple(Call(s, t, n) for s, (t, n) in zip(sigmas, noting.calls, strict=True)),
+        calls=tuple(calls),
         batches=-(-count // batch),
         text_calls=text.calls if text else 0,
         memory=_memory(networks, dtype, plan, noting, batch),
@@ -171,10 +175,13 @@ class _NotingUNet(nn.Module):
         """Channels of the answer, as a multiple of the picture's."""
         self.calls: list[tuple[float, int]] = []
         """Timestep and pictures of each."""
+        self.size = (0, 0)
+        """Height and width of the last."""
         self.context_shape: tuple[int, int] | None = None
 
     def forward(self, z: Tensor, t: Tensor, *, context: Tensor | None, **_: Any) -> Tensor:
         self.calls.append((float(t[0]), len(z)))
+        self.size = (z.shape[2], z.shape[3])
         if context is not None:
             self.context_shape = max(self.context_shape or (0, 0), (context.shape[1], context.shape[2]))
         return torch.zeros_like(z).repeat(1, self.outputs, 1, 1)
@@ -278,13 +285,15 @@ def _memory(
     activations = {
         "unet": activation_bytes(
             lambda z, t, *values: unet(z, t, **dict(zip(told, values, strict=True))),
-            empty(images, *plan.x.shape[1:]),
+            empty(images, plan.x.shape[1], *noting.size),
             empty(images, dtype=torch.float32),
             *told.values(),
         )
     }
     if isinstance(vae, AutoencoderKL):
-        activations["vae"] = activation_bytes(vae.decode, empty(batch, *plan.x.shape[1:]))
+        in_strips = strips_at(plan.request, plan.request.width or 0, plan.request.height or 0)
+        decode = partial(strips.decode, vae) if in_strips else vae.decode
+        activations["vae"] = activation_bytes(decode, empty(batch, *plan.x.shape[1:]))
     return MemoryEstimate(
         weights={part: weight_bytes(network) for part, network in networks.items()}, activations=activations
     )

@@ -17,6 +17,7 @@ from langevin.diffusion.guidance import clipped, switch_at
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.samplers import SAMPLERS
+from langevin.diffusion.tiles import tiled
 from langevin.errors import RequestError
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import ModelBundle
@@ -24,6 +25,7 @@ from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import guided_model
 from langevin.model.precision import float32_autoencoder, float32_model
 from langevin.model.text import PromptEncoder
+from langevin.tasks.area import Area
 from langevin.tasks.labels import encode_label, further_channels, pixel_channels
 from langevin.tasks.manifest import describe
 from langevin.tasks.options import show
@@ -69,7 +71,9 @@ def plan_pictures(
     task adds."""
     request = completed(request, bundle)
     numbers = run_numbers(bundle.diffusion, request, None if setup.start is None else setup.strength)
-    diffusion = replace(bundle.diffusion, times=numbers.times)
+    area = Area.of(request, bundle.diffusion.network, autoencoder)
+    diffusion = replace(bundle.diffusion, times=numbers.times, network=area.network(bundle.diffusion.network))
+    autoencoder = area.autoencoder(autoencoder)
     if text is None:
         texts = encode_label(bundle, request)
     else:
@@ -79,9 +83,8 @@ def plan_pictures(
         texts = texts.beside(setup.beside)
     seeds = request.image_seeds()
     width, height = request.width or 0, request.height or 0
-    f = 1 if autoencoder is None else autoencoder.downsampling
     channels = pixel_channels(bundle) if autoencoder is None else autoencoder.latent_channels
-    h, w = -(-height // f), -(-width // f)
+    h, w = area.grid
     noise = Noise(
         seeds,
         (channels, h, w),
@@ -98,7 +101,11 @@ def plan_pictures(
         x = setup.start.to(x) + noise.initial() * float(numbers.sigmas[0])
 
     def denoiser(model: DiffusionModel, texts: Texts) -> Denoiser:
-        guided = _denoiser(model, texts, request, pixels=autoencoder is None)
+        pixels = autoencoder is None
+        if area.tiles:
+            guided = tiled(lambda tile: _denoiser(model, texts.within(tile), request, pixels=pixels), area.tiles)
+        else:
+            guided = _denoiser(model, texts, request, pixels=pixels)
         return guided if setup.wrap is None else setup.wrap(guided)
 
     return Plan(
@@ -123,7 +130,7 @@ def plan_pictures(
         notices=(
             *bundle.info.notices,
             *numbers.notices,
-            *_size_notices(width, height, f),
+            *area.notices,
             *texts.notices,
             *setup.notices,
             *_idle_notices(request),
@@ -267,13 +274,6 @@ def _decode(autoencoder: Autoencoder | None, height: int, width: int) -> Decode:
         return image[..., top : top + height, left : left + width]
 
     return decode
-
-
-def _size_notices(width: int, height: int, factor: int) -> list[str]:
-    if width % factor == 0 and height % factor == 0:
-        return []
-    w, h = -(-width // factor) * factor, -(-height // factor) * factor
-    return [f"{width} x {height} is not a multiple of {factor}: computed at {w} x {h} and cut"]
 
 
 def _level_notices(sigmas: Tensor, model: DiffusionModel) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from langevin.diffusion.compat import COMPAT
+from langevin.diffusion.tiles import Tile
 from langevin.errors import NotFiniteError
 from langevin.model.conditioning import Conditioning
 from langevin.model.precision import float32_conditioning
@@ -43,6 +44,15 @@ class Texts:
             conditionings=[
                 (start, joined(cond, prompt=True), joined(uncond, prompt=False))
                 for start, cond, uncond in self.conditionings
+            ],
+        )
+
+    def within(self, tile: Tile) -> Texts:
+        """The same for a part of the picture."""
+        return replace(
+            self,
+            conditionings=[
+                (start, cond.within(tile), uncond.within(tile)) for start, cond, uncond in self.conditionings
             ],
         )
 

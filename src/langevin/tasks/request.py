@@ -171,6 +171,22 @@ class GenerateRequest(Options):
     long: Annotated[Literal["chunk", "truncate", "error"] | None, Shown(_BY_COMPAT)] = Field(
         None, description="A prompt longer than the text network's window: in chunks, cut, or refused."
     )
+    seamless: Literal["none", "x", "y", "both"] = Field(
+        "none", description="Edges that fit together, for textures: x left and right, y top and bottom."
+    )
+    tile: Annotated[Pixels | None, Shown("the whole picture")] = Field(
+        None, description="Denoise in overlapping squares of so many pixels a side (MultiDiffusion)."
+    )
+    tile_overlap: float = Field(
+        0.5,
+        ge=0,
+        le=0.9,
+        description="With tile: the least share of a side that neighbouring squares have in common.",
+    )
+    tiled_decode: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="Decode in strips: the same picture within rounding in less memory; auto does from 1024 x 1024 on.",
+    )
     compat: CompatName = Field(
         "langevin", description="By whose conventions: the same seed gives that program's picture."
     )
