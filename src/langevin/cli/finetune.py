@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 def finetune(
     method: Annotated[
         str,
-        typer.Argument(help="full, lora, dreambooth or textual-inversion.", metavar="METHOD", show_default=False),
+        typer.Argument(
+            help="full, lora, dreambooth, textual-inversion or controlnet.", metavar="METHOD", show_default=False
+        ),
     ],
     data: Annotated[
         Path, typer.Option("--data", help="Folder with the data set; docs/data.md shows the formats.", metavar="FOLDER")
@@ -60,6 +62,16 @@ def finetune(
     all_weights: Annotated[
         bool, typer.Option("--all-weights", help="dreambooth: train the whole U-Net in place of a LoRA.")
     ] = False,
+    hint: Annotated[
+        str | None,
+        typer.Option(
+            "--hint",
+            help="controlnet: what makes each picture's hint (canny, blur, colour-grid, line-art, segments), or a "
+            "folder with a hint for each. [default: canny]",
+            metavar="TEXT",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's newest checkpoint.")] = False,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Change a field of the configuration.", metavar="NAME=VALUE")
@@ -72,7 +84,7 @@ def finetune(
     ] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
 ) -> None:
-    """Train a loaded model further: all of it, a LoRA, a subject (DreamBooth) or a new word (textual inversion)."""
+    """Train a loaded model further (all of it, a LoRA, a subject, a new word), or a ControlNet for it."""
     import torch
 
     from langevin.training.config import override
@@ -97,6 +109,7 @@ def finetune(
         word=word,
         start=start,
         all_weights=all_weights,
+        hint=hint,
     )
     config = override(config, settings)
     run_recipe(

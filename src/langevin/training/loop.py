@@ -53,8 +53,8 @@ class Objective(Protocol):
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of (epoch, index) pairs, and what else is worth recording: 0-dimensional tensors."""
 
-    def preview(self, module: nn.Module, path: Path) -> None:
-        """Draw what the averaged weights can do into a PNG."""
+    def preview(self, module: nn.Module, path: Path) -> dict[str, float] | None:
+        """Draw what the averaged weights can do into a PNG. Returns what was measured of it, if anything was."""
 
 
 class Order(Protocol):
@@ -71,6 +71,8 @@ class TrainingStep(NamedTuple):
     """Steps done."""
     metrics: dict[str, float] | None
     """The recorded figures, every `log_every` steps."""
+    measured: dict[str, float] | None = None
+    """What the preview measured, every `sample_every` steps, where the objective measures something."""
 
 
 def train(
@@ -83,7 +85,8 @@ def train(
     resume: bool = False,
     order: Order | None = None,
 ) -> Generator[TrainingStep]:
-    """Train to `config.steps`; state, metrics and previews go to `folder`. Without an `order` it is `SampleOrder`'s.
+    """Train to `config.steps`; state, metrics, previews and what those measure go to `folder`. Without an `order` it is
+    `SampleOrder`'s.
 
     A step is a function of the weights, the seed and its number, so that a resumed run goes on as if it had not
     stopped. Closing the generator saves a checkpoint first. Raises RequestError where the folder holds a run and
@@ -111,7 +114,8 @@ def train(
     start = checkpointing.load(checkpoints, state, facts) if resume and checkpointing.steps_saved(checkpoints) else 0
     if chief:
         with writable(folder):
-            metrics.cut(folder / "metrics.jsonl", start)
+            for name in ("metrics.jsonl", "measured.jsonl"):
+                metrics.cut(folder / name, start)
     order = SampleOrder(seed, objective.count) if order is None else order
     parameters = [p for p in module.parameters() if p.requires_grad]
     saved, done, skipped = start, start, 0
@@ -172,10 +176,14 @@ def train(
                         metrics.record(folder / "metrics.jsonl", {"step": done, **figures})
             if done % config.save_every == 0 or done == config.steps:
                 save()
+            measured = None
             if done % config.sample_every == 0 or done == config.steps:
                 refresh()
-                _preview(objective, state, shown, folder / f"preview-{done:08d}.png")
-            yield TrainingStep(done, figures)
+                measured = _preview(objective, state, shown, folder / f"preview-{done:08d}.png")
+                if measured is not None:
+                    with writable(folder):
+                        metrics.record(folder / "measured.jsonl", {"step": done, **measured})
+            yield TrainingStep(done, figures, measured)
         distributed.wait()  # the others may read what the first has written
     except GeneratorExit:
         # Closed at the yield, between two steps. A step cut off in its middle would not be a state of the
@@ -284,14 +292,16 @@ def _loss(objective: Any, part: Part, step: int) -> tuple[Tensor, dict[str, Tens
     return result
 
 
-def _preview(objective: Objective, state: State, shown: nn.Module | None, path: Path) -> None:
+def _preview(objective: Objective, state: State, shown: nn.Module | None, path: Path) -> dict[str, float] | None:
+    """Of several processes the first draws and measures."""
     module = next(iter(state.averages.values())).module
     if shown is not None:
         shown.load_state_dict(distributed.whole(module.state_dict()))
         module = shown
     if distributed.rank() == 0:
         with writable(path):
-            objective.preview(module, path)
+            return objective.preview(module, path)
+    return None
 
 
 def _attention(device: str) -> AbstractContextManager[None]:

@@ -156,6 +156,10 @@ def _run_stage(
                     said = time.monotonic()
                     minutes = (loop.steps - step.step) * loop.batch_size / speed / 60
                     console.print(f"{stage} {step.step}/{loop.steps}: {figures}, {minutes:.0f} min left")
+            if step.measured is not None:
+                board.add(step.step, step.measured)
+                measured = ", ".join(f"{name} {value:.4f}" for name, value in step.measured.items())
+                console.print(f"{stage} {step.step}/{loop.steps}: {measured}")
             if chief and step.step % loop.sample_every == 0:
                 plot_metrics(run / stage)
             if distributed.anywhere(bool(interrupted)):

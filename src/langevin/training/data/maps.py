@@ -1,9 +1,10 @@
-"""Maps that belong to pictures: depth and classes, from files or, for drawn shapes, from what was drawn."""
+"""Maps that belong to pictures: depth and classes, from files or, for drawn shapes, from what was drawn; hints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +14,16 @@ from torch import Tensor
 
 from langevin.errors import DataError
 from langevin.images.maps import to_classes, to_values
-from langevin.images.pixels import open_picture
+from langevin.images.pixels import open_picture, to_rgb
 from langevin.training.data.files import LARGEST_PICTURE, PICTURES, list_files
+from langevin.training.data.fitting import Fit, fit_to
 from langevin.training.data.pictures import PictureSet
 from langevin.training.data.shapes import SHAPES, coverage
 
 SHAPE_CLASSES = ("background", *SHAPES)
 """The classes of drawn shapes, in the order of their numbers."""
+
+T = TypeVar("T")
 
 
 def depth_maps(data: PictureSet, folder: Path | None, size: int) -> Tensor:
@@ -61,7 +65,18 @@ def class_maps(data: PictureSet, folder: Path | None, size: int, classes: int, p
     return torch.cat(maps)
 
 
-def _read(data: PictureSet, folder: Path, convert: Callable[[Image.Image], Tensor]) -> Iterator[Tensor]:
+def hint_pictures(data: PictureSet, folder: Path, fit: Fit) -> list[Tensor]:
+    """uint8 M 3 H W for each of the data set's buckets: a picture of any mode from `folder` for each of the set's, of
+    the same name, as large as that. Raises DataError where one is missing or cannot be read."""
+    hints = [torch.empty_like(part) for part in data.parts]
+    for i, hint in enumerate(_read(data, folder, to_rgb)):
+        bucket = hints[int(data.bucket[i])]
+        pixels = np.array(fit_to(hint, bucket.shape[-1], bucket.shape[-2], fit))
+        bucket[int(data.row[i])] = torch.from_numpy(pixels).permute(2, 0, 1)
+    return hints
+
+
+def _read(data: PictureSet, folder: Path, convert: Callable[[Image.Image], T]) -> Iterator[T]:
     """The map of each picture, in their order."""
     listing = list_files(folder)
     names = {_stem(name): name for name in listing.pictures}

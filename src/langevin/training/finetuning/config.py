@@ -131,6 +131,24 @@ class DreamBoothStage(TuningStage):
     """Of the class pictures' loss beside the subject's: lambda of Ruiz et al. 2023."""
 
 
+class ControlStage(TuningStage):
+    caption_dropout: float = Field(0.5, ge=0, le=1)
+    """How often the prompt is left empty, so that the ControlNet learns to read the hint by itself: a half in Zhang et
+    al. 2023."""
+    hint: str = "canny"
+    """What makes each picture's hint, a name in `langevin.images.hints`; or a folder with a hint for each picture, of
+    the same name."""
+    held_out: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Pictures that are not trained on: those whose record has one of the values in each of these fields. Empty:
+    `measured` of them at equal distances."""
+    measured: int = Field(8, ge=1, le=256)
+    """On how many of the held-out pictures, at equal distances, losses and edges are measured with every preview."""
+    tolerance: int = Field(1, ge=0, le=16)
+    """By how many pixels an edge may be off: see `langevin.evaluation.edges`."""
+    preview_prompts: tuple[str, ...] = ()
+    """In turn, for the held-out pictures that are measured; none, or an empty one: what is said of the picture."""
+
+
 class WordStage(TuningStage):
     prompt: str = "{word}, {caption}"
     """What is said of each picture; {caption} is what its record says, {word} the new word."""

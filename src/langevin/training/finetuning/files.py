@@ -6,18 +6,20 @@ import dataclasses
 import re
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from langevin.checkpoints.checkpoint import Checkpoint
+from langevin.checkpoints.controlnets import ControlCheckpoint, write_control_file, write_control_folder
 from langevin.checkpoints.embeddings import Embedding, EmbeddingLayout, write_embedding
 from langevin.checkpoints.lora import LoraLayout, write_lora
 from langevin.checkpoints.original import write_original
 from langevin.checkpoints.places import identity
 from langevin.checkpoints.recognise import EMA
-from langevin.checkpoints.tensorfile import MemoryTensors, torch_dtype
+from langevin.checkpoints.tensorfile import FLOATS, MemoryTensors, torch_dtype
 from langevin.checkpoints.transfer import Part
 from langevin.model.bundle import ModelBundle
-from langevin.training.finetuning.parts import TunedLora, TunedWeights, TunedWord
+from langevin.training.finetuning.parts import TunedControl, TunedLora, TunedWeights, TunedWord
 
 
 def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path) -> Path:
@@ -46,6 +48,20 @@ def write_adapters(tuned: TunedLora, bundle: ModelBundle, run: Path) -> Path:
     weights = tuned.weights()
     write_lora(run / "lora-diffusers.safetensors", weights, bundle, LoraLayout.DIFFUSERS, overwrite=True)
     return write_lora(run / "lora.safetensors", weights, bundle, LoraLayout.KOHYA, overwrite=True)
+
+
+def write_control(tuned: TunedControl, bundle: ModelBundle, run: Path) -> Path:
+    """`run/controlnet.safetensors` in the original layout, `run/controlnet-diffusers` as a folder of diffusers; in the
+    precision that the model's U-Net was stored in, float32 where it had several."""
+    control, stored = tuned.control, bundle.info.stored_dtype
+    dtype = torch_dtype(stored) if stored in FLOATS else torch.float32
+    state = {name: value.detach().to("cpu", dtype) for name, value in control.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    part = Part(MemoryTensors(state), identity(state), shapes)
+    checkpoint = ControlCheckpoint("the trained ControlNet", control.config, control.hint_channels, part)
+    write_control_folder(checkpoint, run / "controlnet-diffusers", overwrite=True)
+    write_control_file(checkpoint, run / "controlnet.safetensors", overwrite=True)
+    return run / "controlnet.safetensors"
 
 
 def write_word(tuned: TunedWord, token: str, run: Path) -> Path:

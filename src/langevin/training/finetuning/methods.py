@@ -8,10 +8,18 @@ from pydantic import ValidationError
 
 from langevin.errors import RequestError
 from langevin.training.config import LoopConfig
-from langevin.training.finetuning.config import DreamBoothStage, FullStage, LoraStage, ModelSource, WordStage
+from langevin.training.finetuning.config import (
+    ControlStage,
+    DreamBoothStage,
+    FullStage,
+    LoraStage,
+    ModelSource,
+    WordStage,
+)
+from langevin.training.finetuning.control import ControlTuning
 from langevin.training.finetuning.systems import DreamBooth, FineTuning, FullTuning, LoraTuning, TextualInversion
 
-Method = Literal["full", "lora", "dreambooth", "textual-inversion"]
+Method = Literal["full", "lora", "dreambooth", "textual-inversion", "controlnet"]
 
 
 def fine_tuning(
@@ -23,17 +31,21 @@ def fine_tuning(
     word: str | None = None,
     start: str | None = None,
     all_weights: bool = False,
+    hint: str | None = None,
 ) -> FineTuning:
     """The configuration of a way of fine-tuning with its usual values; size and guidance are those of the
     model.
 
     prompt: what is said of each picture. class_prompt: DreamBooth needs it. word, start: textual inversion needs them.
-    all_weights: DreamBooth without LoRA. CheckpointError where the model does not open, RequestError where something
-    is missing or has no meaning for the method.
+    all_weights: DreamBooth without LoRA. hint: of a ControlNet. CheckpointError where the model does not open,
+    RequestError where something is missing or has no meaning for the method.
     """
-    given = {"prompt": prompt, "class-prompt": class_prompt, "word": word, "start": start, "all-weights": all_weights}
+    given = {
+        "prompt": prompt, "class-prompt": class_prompt, "word": word, "start": start, "all-weights": all_weights,
+        "hint": hint,
+    }  # fmt: skip
     needed = {"dreambooth": ("prompt", "class-prompt"), "textual-inversion": ("word", "start")}.get(method, ())
-    allowed = {*needed, "prompt", *(("all-weights",) if method == "dreambooth" else ())}
+    allowed = {*needed, "prompt", *{"dreambooth": ("all-weights",), "controlnet": ("hint",)}.get(method, ())}
     for name, value in given.items():
         if name in needed and not value:
             raise RequestError(f"finetune {method} needs --{name}; docs/finetuning.md has an example")
@@ -56,6 +68,9 @@ def fine_tuning(
             case "textual-inversion":
                 part = WordStage(**stage, word=word or "", start=start or "", loop=_loop(2000, 5e-3))
                 return TextualInversion(**common, inversion=part)
+            case "controlnet":
+                stage |= {"hint": hint} if hint else {}
+                return ControlTuning(**common, controlnet=ControlStage(**stage, loop=_loop(5000, 1e-5)))
             case _:
                 assert_never(method)
     except ValidationError as error:

@@ -1,4 +1,5 @@
-"""What fine-tuning trains of a loaded model: all weights, low-rank adapters, or the vectors of a new word."""
+"""What fine-tuning trains of a loaded model: all weights, low-rank adapters, the vectors of a new word, or a copy of
+the encoder that steers it."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from langevin.model.precision import float32_copy
 from langevin.model.text import TextEncoder
 from langevin.networks.attention import CrossAttention
 from langevin.networks.blocks import Downsample, ResBlock, Upsample
+from langevin.networks.controlnet import ControlNet
 from langevin.networks.lora import Attached, LoraAdapters, LoraWeights
 from langevin.networks.transformer import SpatialTransformer
 from langevin.networks.unet import UNet
@@ -192,6 +194,27 @@ class TunedWord(Tuned):
         place = args[0] - self.first  # B L
         rows = self._current(place.clamp(0, self.count - 1)).to(output.dtype)
         return torch.where(((place >= 0) & (place < self.count))[..., None], rows, output)
+
+
+class TunedControl(Tuned):
+    """A ControlNet, which begins as a copy of the U-Net's way down behind zero convolutions (Zhang et al. 2023); all
+    networks of the model are locked. It is given to the U-Net by what stands in the conditioning: see `Hinted`."""
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        unet = bundle.diffusion.network
+        assert isinstance(unet, UNet)
+        self.text = _text_of(bundle)
+        self.unet = unet
+        self.module = self.control = ControlNet.from_unet(unet).requires_grad_(True)
+
+    @contextmanager
+    def using(self, module: nn.Module) -> Iterator[nn.Module]:
+        assert isinstance(module, ControlNet)
+        before, self.control = self.control, module
+        try:
+            yield self.unet
+        finally:
+            self.control = before
 
 
 def _text_of(bundle: ModelBundle) -> TextEncoder:

@@ -34,6 +34,7 @@ from langevin.training.finetuning.files import write_adapters, write_model, writ
 from langevin.training.finetuning.parts import Tuned, TunedLora, TunedWeights, TunedWord
 from langevin.training.finetuning.prior import make_prior, read_prior
 from langevin.training.loop import Objective
+from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.diffusion import DiffusionObjective
 from langevin.training.objectives.latents import Latents
 from langevin.training.objectives.tuning import TuningObjective
@@ -41,7 +42,7 @@ from langevin.training.objectives.weighting import Weighting
 from langevin.training.randomness import seed_for
 from langevin.training.system import System
 
-_NAMES = ("full", "lora", "dreambooth", "inversion")
+_NAMES = ("full", "lora", "dreambooth", "inversion", "controlnet")
 """Of the stages."""
 
 
@@ -61,6 +62,7 @@ class FineTuning(System):
         # Where the model lies may change: checkpoints know the hash of its files.
         {"model.path", "model.revision", "model.config"}
         | {f"{name}.{field}" for name in _NAMES for field in ("preview_prompts", "guidance")}
+        | {"controlnet.tolerance"}
     )
 
     @property
@@ -88,7 +90,7 @@ class FineTuning(System):
             tuned,
             self._diffusion(bundle, tuned, with_prompts(data, self._said), self.seed, run, device),
             seed=self.seed,
-            facts={"model": _identity(checkpoint)},
+            facts={"model": identity_of(checkpoint)},
             **self._prior(bundle, tuned, run, device),
         )
 
@@ -129,7 +131,14 @@ class FineTuning(System):
                 )
 
     def _diffusion(
-        self, bundle: ModelBundle, tuned: Tuned, data: PictureSet, seed: int, run: Path, device: str
+        self,
+        bundle: ModelBundle,
+        tuned: Tuned,
+        data: PictureSet,
+        seed: int,
+        run: Path,
+        device: str,
+        beside: Beside | None = None,
     ) -> DiffusionObjective:
         assert bundle.autoencoder is not None
         stage = self.stage
@@ -146,6 +155,7 @@ class FineTuning(System):
             preview_prompts=stage.preview_prompts or _some_captions(data),
             preview_guidance=stage.guidance,
             device=device,
+            beside=beside,
             trains_text=tuned.trains_text,
         )
 
@@ -254,6 +264,6 @@ def _some_captions(data: PictureSet) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(data.records[i]["caption"]) for i in chosen))
 
 
-def _identity(checkpoint: Checkpoint) -> str:
+def identity_of(checkpoint: Checkpoint) -> str:
     """One hash for all files of a model, whatever they are called."""
     return hashlib.sha256("".join(sorted(file.sha256 for file in checkpoint.files)).encode()).hexdigest()

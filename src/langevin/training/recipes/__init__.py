@@ -8,6 +8,7 @@ from langevin.training.recipes.classifier_fashion import classifier_fashion
 from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.emoji_cascade import emoji_cascade
+from langevin.training.recipes.emoji_edges import emoji_edges
 from langevin.training.recipes.emoji_inpainting import emoji_inpainting
 from langevin.training.recipes.emoji_second import emoji_second
 from langevin.training.recipes.emoji_sharp import emoji_sharp
@@ -23,6 +24,7 @@ RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
     "emoji-second": emoji_second,
     "emoji-sharp": emoji_sharp,
+    "emoji-edges": emoji_edges,
     "emoji-inpainting": emoji_inpainting,
     "emoji-upscaler": emoji_upscaler,
     "emoji-cascade": emoji_cascade,

@@ -1,0 +1,39 @@
+"""A ControlNet for edges, of the model inside the package.
+
+Command:   langevin train emoji-edges --data FOLDER --out runs/edges
+Data:      of the recipe `emoji` the pictures that `emoji-second` is trained on; those of its split val are held out
+Hardware:  a CPU with bfloat16, or one GPU (not tried)
+Time:      not measured
+Expected:  edges of what is made agree with the hint's far better than without; docs/controlnet-training.md
+"""
+
+from __future__ import annotations
+
+from langevin.training.captions import CaptionConfig
+from langevin.training.config import LoopConfig
+from langevin.training.data import DataConfig
+from langevin.training.finetuning.config import ControlStage
+from langevin.training.finetuning.control import ControlTuning
+from langevin.training.recipes.emoji import STYLES
+from langevin.training.recipes.emoji_second import LEFT_OUT
+
+
+def emoji_edges() -> ControlTuning:
+    """A ControlNet for Canny edges, of the model inside the package."""
+    return ControlTuning(
+        data=DataConfig(
+            size=64,
+            include={"set": ("main",), "style": ("fluent-3d", "fluent-color", "fluent-flat")},
+            exclude={"group": LEFT_OUT},
+        ),
+        captions=CaptionConfig(styles=STYLES),
+        controlnet=ControlStage(
+            held_out={"split": ("val",)},
+            measured=16,
+            guidance=3.0,
+            loop=LoopConfig(
+                steps=1500, batch_size=16, learning_rate=3e-4, warmup=50, weight_decay=0.0, ema_decay=0.99,
+                save_every=250, sample_every=250,
+            ),
+        ),
+    )  # fmt: skip
