@@ -14,6 +14,7 @@ from langevin.training.config import LoopConfig
 from langevin.training.data import DataConfig
 from langevin.training.finetuning.config import ControlStage
 from langevin.training.finetuning.control import ControlTuning
+from langevin.training.objectives.levels import LevelConfig, LevelSampling
 from langevin.training.recipes.emoji import STYLES
 from langevin.training.recipes.emoji_second import LEFT_OUT
 
@@ -30,9 +31,11 @@ def emoji_edges() -> ControlTuning:
         controlnet=ControlStage(
             held_out={"split": ("val",)},
             measured=16,
+            # Around and above sigma = 1, where it is decided what lies where.
+            levels=LevelConfig(name=LevelSampling.LOG_NORMAL, mean=0.4, deviation=1.2),
             guidance=3.0,
             loop=LoopConfig(
-                steps=1500, batch_size=16, learning_rate=3e-4, warmup=50, weight_decay=0.0, ema_decay=0.99,
+                steps=1500, batch_size=16, learning_rate=4e-4, warmup=50, weight_decay=0.0, ema_decay=0.99,
                 save_every=250, sample_every=250,
             ),
         ),
