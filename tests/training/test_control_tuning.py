@@ -7,10 +7,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from tests.checkpoints import tiny
 from tests.conftest import MakeBundle
@@ -19,9 +17,10 @@ from langevin.checkpoints.loader import load_controlnet
 from langevin.cli.main import run as cli
 from langevin.errors import DataError
 from langevin.images.hints import HINTS
-from langevin.images.pixels import open_picture, to_pictures, to_tensor
+from langevin.images.pixels import open_picture, to_pictures
 from langevin.model.conditioning import Conditioning, Control
 from langevin.model.diffusion_model import DiffusionModel
+from langevin.tasks.hints import in_cells
 from langevin.training import metrics
 from langevin.training.caching import CacheConfig
 from langevin.training.data import DataConfig, PictureSet, read_data
@@ -30,7 +29,7 @@ from langevin.training.finetuning.config import ControlStage
 from langevin.training.finetuning.control import held_out
 from langevin.training.finetuning.hints import read_hints
 from langevin.training.finetuning.parts import TunedControl
-from langevin.training.objectives.control import Hinted, hint_input
+from langevin.training.objectives.control import Hinted
 from langevin.training.randomness import generator
 from langevin.training.system import System
 
@@ -194,19 +193,17 @@ def test_the_hint_is_mirrored_with_its_picture(make_bundle: MakeBundle, pictures
     hints = read_hints("canny", pictures, Fit.STRETCH, CacheConfig(), tmp_path)
     hinted = Hinted(pictures, 0, hints, tuned, 4)
     (plain,) = hinted.given([4, 4], torch.tensor([False, True]), []).controls
-    pixels = hint_input(hints.images([4]), 4)
+    pixels = in_cells((hints.images([4]) + 1) / 2, 4)
     with torch.no_grad():
         expected = tuned.control.embed_hint(torch.cat([pixels, pixels.flip(-1)]))
     assert torch.allclose(plain.features, expected, atol=1e-6) and not torch.equal(expected[0], expected[1])
 
 
 def test_hints_have_eight_pixels_a_cell() -> None:
-    picture = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3), "RGB")
-    hint = to_tensor(picture)
-    exact = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
-    assert torch.allclose(hint_input(hint, 8), exact, atol=1e-6)
-    assert torch.equal(hint_input(hint, 4), hint_input(hint, 8).repeat_interleave(2, 2).repeat_interleave(2, 3))
-    assert torch.allclose(hint_input(hint, 16), torch.nn.functional.avg_pool2d(exact, 2), atol=1e-6)
+    hint = torch.rand(1, 3, 16, 16, generator=generator(0, "hint"))
+    assert in_cells(hint, 8) is hint
+    assert torch.equal(in_cells(hint, 4), hint.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    assert torch.allclose(in_cells(hint, 16), torch.nn.functional.avg_pool2d(hint, 2), atol=1e-6)
 
 
 def test_which_pictures_are_held_out(pictures: PictureSet) -> None:

@@ -31,7 +31,12 @@ def hint_tensor(hint: Image.Image, width: int, height: int, factor: int, channel
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(picture if channels == 3 else picture.convert("L")))
     pixels = (pixels.permute(2, 0, 1) if channels == 3 else pixels[None])[None].float() / 255  # 1 C H W
-    pixels = on_grid(pixels, factor)
+    return in_cells(on_grid(pixels, factor), factor)
+
+
+def in_cells(pixels: Tensor, factor: int) -> Tensor:
+    """B C 8h 8w of hints B C H W whose sides are multiples of `factor`, the pixels of a latent's cell: pixels are
+    repeated where those are fewer than 8, averaged where they are more."""
     if factor == CELL:
         return pixels
     h, w = pixels.shape[-2] // factor, pixels.shape[-1] // factor

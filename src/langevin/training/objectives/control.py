@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from langevin.evaluation.edges import edge_agreement, edges_of
 from langevin.images.grids import save_grid
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning, Control
+from langevin.tasks.hints import in_cells
 from langevin.training.data import PictureSet
 from langevin.training.finetuning.parts import TunedControl
 from langevin.training.objectives.beside import Beside
 from langevin.training.objectives.diffusion import DiffusionObjective
 from langevin.training.objectives.previews import sampled
 from langevin.training.randomness import generator
-
-CELL = 8
-"""Pixels of a hint along one side of a latent's cell, whatever the autoencoder: ControlNets have it built in."""
 
 _DRAWS = 4
 """Noises for each picture in the held-out losses."""
@@ -43,22 +40,12 @@ class Hinted(Beside):
     def given(self, indices: list[int], flipped: Tensor, streams: Sequence[torch.Generator]) -> Conditioning:
         """`controls`, on the ControlNet's device; nothing in them is random."""
         network = self.tuned.control
-        pixels = hint_input(self.hints.images(indices, flipped), self.factor)
-        pixels = pixels.to(next(network.parameters()).device)
+        pixels = (self.hints.images(indices, flipped) + 1) / 2  # ControlNets take them from 0 to 1
+        pixels = in_cells(pixels, self.factor).to(next(network.parameters()).device)
         return Conditioning(controls=(Control(network, network.embed_hint(pixels)),))
 
     def shown(self, indices: list[int], cond: Conditioning) -> list[Tensor]:
         return [self.hints.images(indices), self.data.images(indices)]
-
-
-def hint_input(hints: Tensor, factor: int) -> Tensor:
-    """Hints (B 3 H W in [-1, 1]) as ControlNets take them: in [0, 1], with 8 x 8 pixels for each cell of a latent whose
-    cells are `factor` pixels wide. Pixels are repeated where those are fewer, averaged where they are more."""
-    pixels = (hints + 1) / 2
-    if factor == CELL:
-        return pixels
-    size = (pixels.shape[-2] // factor * CELL, pixels.shape[-1] // factor * CELL)
-    return F.interpolate(pixels, size, mode="nearest" if factor < CELL else "area")
 
 
 class ControlObjective:
