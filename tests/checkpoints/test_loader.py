@@ -21,6 +21,7 @@ def test_paths_names_and_the_packaged_model(tmp_path: Path, sd1_file: Path, monk
     models.mkdir()
     shutil.copy(sd1_file, models / "apple v1.safetensors")
     (models / "folder").mkdir()
+    (models / "folder" / "model_index.json").write_text("{}")
     monkeypatch.setenv("LANGEVIN_MODELS", f"{tmp_path / 'nowhere'}:{models}")
     apple = models / "apple v1.safetensors"
     assert locate("apple v1") == (apple, "apple v1", str(apple), None)

@@ -1,14 +1,16 @@
-"""LoRA and embedding files put into a loaded model."""
+"""LoRA, embedding and autoencoder files put into a loaded model: paths, or names in $LANGEVIN_MODELS."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
 
+from langevin.checkpoints.autoencoders import load_autoencoder
 from langevin.checkpoints.embeddings import read_embedding
 from langevin.checkpoints.lora import read_lora
+from langevin.checkpoints.model_folders import FileKind, resolve
 from langevin.errors import CheckpointError, RequestError
-from langevin.model.adapted import with_lora, with_word
+from langevin.model.adapted import with_autoencoder, with_lora, with_word
 from langevin.model.bundle import Addition, ModelBundle, SourceFile
 
 
@@ -19,8 +21,8 @@ def add_lora(bundle: ModelBundle, path: str | Path, strength: float = 1.0) -> Mo
     """
     if not math.isfinite(strength):
         raise RequestError(f"the strength {strength} of {path} is not a finite number: 1 is as it was trained")
-    source = _source(path)
-    return with_lora(bundle, read_lora(path, bundle), strength, Addition("lora", source, strength=strength))
+    source = _source("lora", path)
+    return with_lora(bundle, read_lora(source.path, bundle), strength, Addition("lora", source, strength=strength))
 
 
 def add_embedding(bundle: ModelBundle, path: str | Path, word: str | None = None) -> ModelBundle:
@@ -28,10 +30,21 @@ def add_embedding(bundle: ModelBundle, path: str | Path, word: str | None = None
 
     Raises CheckpointError for a file that does not fit the model, RequestError for a word that is known already.
     """
-    source = _source(path)
-    token, vectors = read_embedding(path)
+    source = _source("embedding", path)
+    token, vectors = read_embedding(source.path)
     token = token if word is None else word
     return with_word(bundle, token, vectors, Addition("embedding", source, word=token))
+
+
+def set_autoencoder(
+    bundle: ModelBundle, source: str | Path, *, allow_pickle: bool = False, revision: str | None = None
+) -> ModelBundle:
+    """The model with the autoencoder of a file, a folder, a name or a Hub id in place of its own.
+
+    Raises CheckpointError for one that does not fit the model's latents.
+    """
+    autoencoder, file = load_autoencoder(source, bundle, allow_pickle=allow_pickle, revision=revision)
+    return with_autoencoder(bundle, autoencoder, Addition("vae", file))
 
 
 def split_lora(text: str) -> tuple[str, float]:
@@ -51,8 +64,8 @@ def split_embedding(text: str) -> tuple[str, str | None]:
     return path, word
 
 
-def _source(path: str | Path) -> SourceFile:
-    path = Path(path).expanduser()
+def _source(kind: FileKind, path: str | Path) -> SourceFile:
+    path = resolve(kind, path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a .safetensors file")
+        raise CheckpointError(f"{path}: not a file; expected a .safetensors file")
     return SourceFile(path, path.stat().st_size)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from langevin.checkpoints import diffusers_configs as configs
-from langevin.checkpoints import hub, places
+from langevin.checkpoints import hub, model_folders, places
 from langevin.checkpoints.atomic import atomic_folder
 from langevin.checkpoints.jsonfile import Fields
 from langevin.checkpoints.recognise import CONTROL, Kind, recognise
@@ -142,11 +142,16 @@ def write_control_folder(
 def fetch_control(source: str, *, revision: str | None, half: bool, allow_pickle: bool) -> Path:
     """The path of a ControlNet: on this machine, or from the Hub's cache after a download."""
     path = Path(source).expanduser()
-    if path.exists():
+    if model_folders.exists(path):
         return path
+    if found := model_folders.find("controlnet", source):
+        return found
     repository = hub.parse(source)
     if repository is None:
-        raise CheckpointError(f"{source}: no such file or folder, and not a Hub id (owner/name)")
+        raise CheckpointError(
+            f"{source}: no such file or folder, {model_folders.missing('controlnet', source)}, and not a Hub id "
+            "(owner/name)"
+        )
     return hub.fetch(repository, revision=revision, kind="controlnet", half=half, allow_pickle=allow_pickle).path
 
 

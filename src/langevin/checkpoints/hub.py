@@ -68,7 +68,7 @@ def fetch(
     repository: Repository,
     *,
     revision: str | None = None,
-    kind: Literal["model", "controlnet", "text-encoder"] = "model",
+    kind: Literal["model", "controlnet", "autoencoder", "text-encoder"] = "model",
     non_ema: bool = False,
     half: bool = False,
     allow_pickle: bool = False,
@@ -95,10 +95,11 @@ def fetch(
     commit = _commit(index, first)
     names = _listing(repository, commit, index.parent)
     order = variants(half=half, non_ema=non_ema)
-    # The weights of a ControlNet or a text encoder lie at the top.
+    # The weights of a single component lie at the top.
     components, texts = {
         "model": (_COMPONENTS, _MODEL_FILES),
         "controlnet": ((("", "diffusion_pytorch_model"),), ()),
+        "autoencoder": ((("", "diffusion_pytorch_model"),), ()),
         "text-encoder": ((("", "model"),), _ENCODER_FILES),
     }[kind]
     for name in texts:

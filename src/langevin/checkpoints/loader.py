@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from langevin.checkpoints import hub
+from langevin.checkpoints import hub, model_folders
 from langevin.checkpoints.checkpoint import Checkpoint, family_of, meta_networks, task_of
 from langevin.checkpoints.controlnets import ControlCheckpoint, fetch_control, open_control_file, open_control_folder
 from langevin.checkpoints.diffusers_folder import open_folder
@@ -39,9 +38,6 @@ from langevin.networks.unet import UNetConfig
 
 PACKAGED = "emoji.safetensors"
 """The model that ships inside the package."""
-
-MODEL_FOLDERS = "LANGEVIN_MODELS"
-"""Environment variable: folders, separated as in PATH, in which models are found by name."""
 
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32, "float16": torch.float16, "fp16": torch.float16,
@@ -195,40 +191,21 @@ def locate(
         return Source(path, path.stem, f"package:{PACKAGED}", None)
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if _exists(path):
+    if model_folders.exists(path):
         if revision is not None:
             raise CheckpointError(f"revision={revision}: {path} is on this machine; revisions belong to Hub ids")
         return Source(path, path.name if path.is_dir() else path.stem, str(path), None)
-    if named := _in_model_folders(text):
+    if "/" not in text and (named := model_folders.find("model", text)):
         return Source(named, named.name if named.is_dir() else named.stem, str(named), None)
     repository = hub.parse(text)
     if repository is None:
-        folders = os.environ.get(MODEL_FOLDERS)
-        where = f"in {folders}" if folders else f"(${MODEL_FOLDERS} is not set)"
         raise CheckpointError(
-            f"{text[:200]!r}: no such file or folder, no model of that name {where}, and not a Hub id (owner/name)"
+            f"{text[:200]!r}: no such file or folder, {model_folders.missing('model', text)}, and not a Hub id "
+            "(owner/name)"
         )
     fetched = hub.fetch(repository, revision=revision, non_ema=ema is False, half=half, allow_pickle=allow_pickle)
     name = repository.file.rpartition("/")[2].rpartition(".")[0] if repository.file else repository.name
     return Source(fetched.path, name, f"hub:{text.removeprefix('hub:')}", fetched.commit)
-
-
-def _in_model_folders(name: str) -> Path | None:
-    if not re.fullmatch(r"[\w][\w .+-]*", name):
-        return None
-    for folder in filter(None, os.environ.get(MODEL_FOLDERS, "").split(os.pathsep)):
-        for candidate in (Path(folder, name), Path(folder, f"{name}.safetensors")):
-            if _exists(candidate):
-                return candidate
-    return None
-
-
-def _exists(path: Path) -> bool:
-    """False for what cannot be a path at all: too long, or with a NUL in it."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""A model with something added to it: a LoRA in its weights, a word in its vocabulary.
+"""A model with something added to it: a LoRA in its weights, a word in its vocabulary, another autoencoder.
 
 The model itself stays as it was, and what did not change is shared.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from langevin.errors import CheckpointError
+from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import Addition, ModelBundle
 from langevin.model.text import TextEncoder
 from langevin.networks.clip import ClipText
@@ -40,6 +41,11 @@ def with_lora(
         else:
             raise CheckpointError(f"{bundle.info.name} has no {part} for a LoRA")
     return changed
+
+
+def with_autoencoder(bundle: ModelBundle, autoencoder: Autoencoder, addition: Addition | None = None) -> ModelBundle:
+    """The model with another autoencoder, for the same latents."""
+    return dataclasses.replace(_noted(bundle, addition), autoencoder=autoencoder)
 
 
 def with_word(bundle: ModelBundle, word: str, vectors: Tensor, addition: Addition | None = None) -> ModelBundle:

@@ -58,7 +58,7 @@ class FileLayout:
 class Addition:
     """A file that was put into a loaded model."""
 
-    kind: Literal["lora", "embedding", "controlnet", "t2i-adapter"]
+    kind: Literal["lora", "embedding", "vae", "controlnet", "t2i-adapter"]
     file: SourceFile
     strength: float = 1.0
     """Of a LoRA."""

@@ -31,6 +31,7 @@ from langevin.tasks.from_text import DEFAULT_BATCH, run_numbers, text_to_image
 from langevin.tasks.memory import MemoryEstimate, activation_bytes, weight_bytes
 from langevin.tasks.opening import with_additions
 from langevin.tasks.plan import Plan
+from langevin.tasks.prompt_files import take_files
 from langevin.tasks.request import GenerateRequest, ModelOptions
 
 
@@ -109,7 +110,8 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     Reads the header and the configuration of the model, not its weights (a Hub id is downloaded if it is not in the
     cache). Raises RequestError and CheckpointError as generating does.
     """
-    options = options or ModelOptions()
+    request, files = take_files(request)
+    options = files.added_to(options or ModelOptions())
     dtype = as_dtype(options.precision)
     ema: Any = {"auto": "auto", "yes": True, "no": False}[options.ema]
     reading: dict[str, Any] = {"ema": ema, "allow_pickle": options.allow_pickle, "half": dtype.itemsize == 2}
@@ -122,7 +124,7 @@ def explain(request: GenerateRequest, options: ModelOptions | None = None) -> Ex
     networks = meta_networks(checkpoint.config)
     noting = _NotingUNet(checkpoint.config.unet, dtype, 1 + checkpoint.config.learned_variance)
     bundle = _bundle(checkpoint, found, networks, noting)
-    if options.lora or options.embedding:
+    if options.lora or options.embedding or options.vae:
         bundle = _with_additions(bundle, networks, options)
 
     # The first batch stands for all. Two pictures are planned where there are more, for what is said of several.

@@ -30,6 +30,7 @@ from langevin.tasks.labels import encode_label, further_channels, pixel_channels
 from langevin.tasks.manifest import describe
 from langevin.tasks.options import show
 from langevin.tasks.plan import Decode, Plan
+from langevin.tasks.prompt_files import with_prompt_files
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.request import GenerateRequest
 from langevin.tasks.setup import Setup
@@ -68,7 +69,9 @@ def plan_pictures(
     setup: Setup = _PLAIN,
 ) -> Plan:
     """The plan of a request that fits the model. autoencoder, text: the model's own, where it has them. setup: what a
-    task adds."""
+    task adds. Files that the prompt names are put into the model first."""
+    bundle, request = with_prompt_files(bundle, request)
+    text = None if text is None else bundle.text
     request = completed(request, bundle)
     numbers = run_numbers(bundle.diffusion, request, None if setup.start is None else setup.strength)
     area = Area.of(request, bundle.diffusion.network, autoencoder)

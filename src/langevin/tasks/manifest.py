@@ -83,6 +83,8 @@ def _particular(addition: Addition) -> dict[str, Any]:
             return {"strength": addition.strength}
         case "embedding":
             return {"word": addition.word}
+        case "vae":
+            return {}
         case "controlnet" | "t2i-adapter":
             return {}  # how strongly it acts is said with its hint
         case _:
@@ -133,8 +135,10 @@ def parameters(manifest: Mapping[str, Any]) -> str:
     files = model.get("files") or [{}]
     steps = request["steps"] if request["steps"] is not None else len(manifest["sigmas"]) - 1
     clip_skip = request["clip_skip"] + 1
+    loras = [addition for addition in model.get("additions", []) if addition["kind"] == "lora"]
+    tags = [f"<lora:{Path(lora['name']).stem}:{lora['strength']:g}>" for lora in loras]
     return parameters_text(
-        request["prompt"] or "",
+        " ".join([request["prompt"] or "", *tags]).strip() if tags else request["prompt"] or "",
         request["negative"],
         {
             "Steps": steps,

@@ -6,7 +6,7 @@ from typing import Literal, assert_never
 
 import torch
 
-from langevin.checkpoints.additions import add_embedding, add_lora, split_embedding, split_lora
+from langevin.checkpoints.additions import add_embedding, add_lora, set_autoencoder, split_embedding, split_lora
 from langevin.checkpoints.loader import load_bundle
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
@@ -30,7 +30,9 @@ def open_bundle(options: ModelOptions) -> ModelBundle:
 
 
 def with_additions(bundle: ModelBundle, options: ModelOptions) -> ModelBundle:
-    """The model with the LoRA and embedding files that the options name, in their order."""
+    """The model with the autoencoder, LoRA and embedding files that the options name, in their order."""
+    if options.vae is not None:
+        bundle = set_autoencoder(bundle, options.vae, allow_pickle=options.allow_pickle)
     for file in options.lora:
         bundle = add_lora(bundle, *split_lora(file))
     for file in options.embedding:

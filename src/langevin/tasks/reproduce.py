@@ -122,7 +122,7 @@ class Recipe:
         additions: Path = Path(),
     ) -> Recipe:
         """Reads a manifest. `model` says where the weights are, in place of what the manifest says; `additions` is the
-        folder that LoRA and embedding files are in.
+        folder that LoRA, embedding and autoencoder files are in; others are looked for by name in $LANGEVIN_MODELS.
 
         Raises DataError where the manifest lacks something or is malformed, RequestError where its options are out of
         bounds.
@@ -131,7 +131,7 @@ class Recipe:
             picture, source, versions = manifest["picture"], manifest["model"], manifest["versions"]
             # Pictures that were made before models could have additions do not say that there are none.
             listed = source.get("additions", [])
-            added = {kind: [a for a in listed if a["kind"] == kind] for kind in ("lora", "embedding")}
+            added = {kind: [a for a in listed if a["kind"] == kind] for kind in ("lora", "embedding", "vae")}
             name = str(manifest["task"])
             if name not in TASKS:
                 raise DataError(f"the picture is of task {show(name)}: pictures of {', '.join(TASKS)} are made again")
@@ -161,10 +161,9 @@ class Recipe:
                     config=config,
                     ema="yes" if source["weights"] == "ema" else "auto",
                     allow_pickle=allow_pickle,
-                    lora=tuple(
-                        f"{additions / Path(str(a['name'])).name}:{float(a['strength'])!r}" for a in added["lora"]
-                    ),
-                    embedding=tuple(f"{additions / Path(str(a['name'])).name}:{a['word']}" for a in added["embedding"]),
+                    vae=next((_place(additions, a) for a in added["vae"]), None),
+                    lora=tuple(f"{_place(additions, a)}:{float(a['strength'])!r}" for a in added["lora"]),
+                    embedding=tuple(f"{_place(additions, a)}:{a['word']}" for a in added["embedding"]),
                 ),
                 index=index,
                 pixels_sha256=str(picture["pixels_sha256"]),
@@ -237,6 +236,12 @@ def _versions() -> dict[str, str]:
 
 def _kind(picture: Image.Image) -> str:
     return f"{picture.mode} {picture.width} x {picture.height}"
+
+
+def _place(folder: Path, addition: Mapping[str, Any]) -> str:
+    """The file in the folder, or its name, which is looked for in $LANGEVIN_MODELS."""
+    name = Path(str(addition["name"])).name
+    return str(folder / name) if (folder / name).is_file() else name
 
 
 def _whereabouts(source: Mapping[str, Any]) -> str | None:

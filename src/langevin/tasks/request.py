@@ -92,11 +92,18 @@ class ModelOptions(Options):
         "auto", description="Take the averaged (EMA) weights of a file that has both; auto does when it has them."
     )
     allow_pickle: bool = Field(False, description="Read .ckpt, .pt and .bin files (through a restricted unpickler).")
+    vae: Annotated[str | None, Shown("the model's")] = Field(
+        None, description="Another autoencoder: a file, a folder, a name in $LANGEVIN_MODELS or a Hub id."
+    )
     lora: Annotated[tuple[str, ...], Shown("none"), FromList] = Field(
-        (), description="LoRA files to put into the model, as FILE or FILE:STRENGTH; 1 is as it was trained."
+        (),
+        description="LoRA files to put into the model, as FILE or FILE:STRENGTH, or by name in $LANGEVIN_MODELS; "
+        "1 is as it was trained. In a prompt: <lora:NAME:STRENGTH>.",
     )
     embedding: Annotated[tuple[str, ...], Shown("none"), FromList] = Field(
-        (), description="Textual-inversion files whose words prompts may use, as FILE or FILE:WORD."
+        (),
+        description="Textual-inversion files whose words prompts may use, as FILE or FILE:WORD, or by name. "
+        "In a prompt: embedding:NAME.",
     )
 
     @property
