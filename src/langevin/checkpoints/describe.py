@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from langevin.checkpoints.adapter_names import split
 from langevin.checkpoints.jsonfile import Fields, read_object
 from langevin.checkpoints.recognise import Contents, Kind, recognise
 from langevin.checkpoints.safetensors_file import SafetensorsFile
@@ -38,6 +38,9 @@ _FOLDERS = {
     "vae": ("vae", "diffusion_pytorch_model"),
     "text": ("text_encoder", "model"),
 }
+_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+"""By the width of the text states."""
+_ADAPTER_KEY = "lora_adapter_metadata"
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _TASKS = {1: "depth", 3: "upscaling", 5: "inpainting"}
 
@@ -84,7 +87,10 @@ def _single(file: TensorFile, sidecar: Sidecar | None, global_step: int | None) 
             facts |= _model(contents, file, sidecar, global_step)
         case Kind.CONTROLNET:
             facts |= {"format": "original single file", "parts": _parts(contents.parts)}
-            facts |= _try(lambda: {"context": controlnet_shape(contents.parts["control"])[0]["context_channels"]})
+            facts |= _try(lambda: _control(contents.parts["control"]))
+        case Kind.VAE:
+            facts |= {"format": "original single file", "parts": _parts({"vae": file.tensors})}
+            facts |= _try(lambda: _latents(file.tensors))
         case Kind.LORA:
             facts |= _lora(file)
         case Kind.EMBEDDING:
@@ -94,6 +100,16 @@ def _single(file: TensorFile, sidecar: Sidecar | None, global_step: int | None) 
     if contents.unknown:
         facts["unknown_tensors"] = len(contents.unknown)
     return facts
+
+
+def _control(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    context = controlnet_shape(tensors)[0]["context_channels"]
+    return {"context": context, "for": _FAMILIES.get(context)}
+
+
+def _latents(tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    shape = autoencoder_shape(tensors)
+    return {"latents": {"channels": shape["latent_channels"], "factor": 2 ** (len(shape["channel_mult"]) - 1)}}
 
 
 def _model(contents: Contents, file: TensorFile, sidecar: Sidecar | None, global_step: int | None) -> dict[str, Any]:
@@ -174,16 +190,45 @@ def _our_task(data: dict[str, Any]) -> str:
 
 
 def _lora(file: TensorFile) -> dict[str, Any]:
-    down = re.compile(r"lora_down|lora_A|lora\.down|_lora\.down|lora_linear_layer\.down")
-    ranks = Counter(info.shape[0] for name, info in file.tensors.items() if down.search(name) and info.shape)
-    text = sum(1 for name in file.tensors if down.search(name) and name.startswith(("lora_te", "text_encoder", "te")))
-    context = next((i.shape[-1] for n, i in file.tensors.items() if down.search(n) and "attn2" in n and "to_k" in n), 0)
+    layers: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in file.tensors.items():
+        layer, kind = split(name)
+        if layer:
+            layers.setdefault(layer, {})[kind] = info
+    text = sum(1 for name in layers if name.startswith(("lora_te", "text_encoder", "te")))
+    factors = {name: factor for name, found in layers.items() if (factor := _factor(found)) is not None}
+    ranks = Counter(factor.shape[0] for factor in factors.values() if factor.shape)
+    context = next((i.shape[-1] for name, i in factors.items() if "attn2" in name and "to_k" in name), 0)
     return {
         "parts": _parts({"all": file.tensors}),
+        "adapters": dict(Counter(_algorithm(found) for found in layers.values())),
         "ranks": {str(rank): count for rank, count in sorted(ranks.items())},
-        "layers": {"unet": sum(ranks.values()) - text, "text_encoder": text},
-        "for": {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}.get(context),
+        "alpha": _alpha(file.metadata, sum("alpha" in found for found in layers.values())),
+        "layers": {"unet": len(layers) - text, "text_encoder": text},
+        "for": _FAMILIES.get(context),
     }
+
+
+def _algorithm(found: Mapping[str, TensorInfo]) -> str:
+    """What an adapter is called that has these tensors."""
+    names = {"down": "LoRA", "w1_a": "LoHa", "diff": "difference", "diff_b": "difference"}
+    name = next((word for kind, word in names.items() if kind in found), "LoKr")
+    if "mid" in found:
+        name = "LoCon"
+    return f"DoRA ({name})" if {"dora", "magnitude"} & set(found) else name
+
+
+def _factor(found: Mapping[str, TensorInfo]) -> TensorInfo | None:
+    """The factor whose rows are the rank, if there is one."""
+    return next((found[kind] for kind in ("down", "w1_b", "kron w1_b", "kron w2_b") if kind in found), None)
+
+
+def _alpha(metadata: Mapping[str, str], own: int) -> str:
+    """What the header tells of it: the numbers themselves are among the weights."""
+    stated = metadata.get("ss_network_alpha")
+    if own:
+        return f"{own} layers have their own" + (f"; stated: {stated[:20]}" if stated else "")
+    return "in the metadata" if _ADAPTER_KEY in metadata else "none: that of each layer is its rank"
 
 
 def _embedding(file: TensorFile) -> dict[str, Any]:
@@ -192,7 +237,7 @@ def _embedding(file: TensorFile) -> dict[str, Any]:
     return {
         "parts": _parts({"all": file.tensors}),
         "vectors": info.shape[0] if len(info.shape) == 2 else 1,
-        "for": {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(width),
+        "for": _FAMILIES.get(width),
     }
 
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from langevin.checkpoints import places
-from langevin.checkpoints.adapter_tensors import adapter_of, split
+from langevin.checkpoints.adapter_names import split
+from langevin.checkpoints.adapter_tensors import adapter_of
 from langevin.checkpoints.recognise import Kind, recognise
 from langevin.checkpoints.safetensors_file import SafetensorsFile, write_safetensors
 from langevin.checkpoints.tensorfile import TensorInfo, dtype_name, in_words

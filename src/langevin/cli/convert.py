@@ -34,6 +34,7 @@ class Ema(StrEnum):
 
 
 _STORED = {Precision.FLOAT32: "F32", Precision.FLOAT16: "F16", Precision.BFLOAT16: "BF16"}
+_LAYERS = {"unet": "U-Net", "text_encoder": "text encoder"}
 _PARTS = {"unet": "U-Net", "vae": "autoencoder", "text": "text encoder", "control": "ControlNet", "all": "all"}
 
 AllowPickle = Annotated[
@@ -143,6 +144,16 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(("average", "of the U-Net (EMA), used unless --ema no"))
     if "context" in facts:
         lines.append(("context", f"{facts['context']} channels"))
+    if "latents" in facts:
+        lines.append(
+            ("latents", f"{facts['latents']['channels']} channels, 1/{facts['latents']['factor']} of the size")
+        )
+    if "adapters" in facts:
+        lines.append(
+            ("adapters", ", ".join(f"{name} on {count:,} layers" for name, count in facts["adapters"].items()))
+        )
+        lines.append(("layers", ", ".join(f"{_LAYERS[part]} {count:,}" for part, count in facts["layers"].items())))
+        lines.append(("alpha", facts["alpha"]))
     if "ranks" in facts:
         ranks = ", ".join(f"{rank} ({count} layers)" for rank, count in facts["ranks"].items()) or "none found"
         lines.append(("rank", ranks))
