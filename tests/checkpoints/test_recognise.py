@@ -13,6 +13,7 @@ from langevin.checkpoints.loader import load_bundle
 from langevin.checkpoints.recognise import Kind, recognise
 from langevin.checkpoints.tensorfile import TensorInfo
 from langevin.errors import CheckpointError
+from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 
 UNET = "model.diffusion_model."
 FILES: dict[str, tuple[list[str], Kind, str]] = {
@@ -109,3 +110,29 @@ def test_facts_about_a_lora(tmp_path: Path) -> None:
     assert facts["ranks"] == {"4": 1, "8": 2} and facts["layers"] == {"unet": 2, "text_encoder": 1}
     assert facts["for"] == "Stable Diffusion 1.x" and facts["stated_hash"] == "abc"
     assert facts["metadata"]["ss_tag"] == "x" * 200 + "... (1,000 characters)"
+    assert facts["adapters"] == {"LoRA": 3} and facts["alpha"] == "none: that of each layer is its rank"
+
+
+def test_facts_about_adapters_of_several_kinds(tmp_path: Path) -> None:
+    block = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{block}_attn2_to_k.hada_w1_a": (320, 8), f"{block}_attn2_to_k.hada_w1_b": (8, 1024),
+        f"{block}_attn2_to_k.hada_w2_a": (320, 8), f"{block}_attn2_to_k.hada_w2_b": (8, 1024),
+        f"{block}_attn2_to_k.alpha": (),
+        f"{block}_ff_net_2.lokr_w1": (8, 8), f"{block}_ff_net_2.lokr_w2": (40, 160),
+        f"{block}_attn1_to_q.lora_down.weight": (4, 320), f"{block}_attn1_to_q.lora_up.weight": (320, 4),
+        f"{block}_attn1_to_q.dora_scale": (320, 1),
+    }  # fmt: skip
+    path = tmp_path / "x.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path, {"ss_network_alpha": "4"})
+    facts = describe(path)
+    assert facts["adapters"] == {"LoHa": 1, "LoKr": 1, "DoRA (LoRA)": 1} and facts["ranks"] == {"4": 1, "8": 1}
+    assert facts["for"] == "Stable Diffusion 2.x" and facts["alpha"] == "each layer's own (1), stated as 4"
+
+
+def test_facts_about_an_autoencoder(tmp_path: Path) -> None:
+    network = AutoencoderKL(AutoencoderConfig(base_channels=32, channel_mult=(1, 1, 1), num_res_blocks=1))
+    save_file(network.state_dict(), tmp_path / "x.safetensors")
+    facts = describe(tmp_path / "x.safetensors")
+    assert facts["what"] == "an autoencoder (VAE) in the original layout"
+    assert facts["latents"] == {"channels": 4, "factor": 4}

@@ -227,7 +227,7 @@ def _alpha(metadata: Mapping[str, str], own: int) -> str:
     """What the header tells of it: the numbers themselves are among the weights."""
     stated = metadata.get("ss_network_alpha")
     if own:
-        return f"{own} layers have their own" + (f"; stated: {stated[:20]}" if stated else "")
+        return f"each layer's own ({own})" + (f", stated as {stated[:20]}" if stated else "")
     return "in the metadata" if _ADAPTER_KEY in metadata else "none: that of each layer is its rank"
 
 
