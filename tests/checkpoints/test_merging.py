@@ -22,6 +22,7 @@ from langevin.checkpoints.loader import load_bundle
 from langevin.checkpoints.lora import LoraLayout, layer_names, write_lora
 from langevin.checkpoints.merging import MERGE_KEY, How, merge_loras, merge_models
 from langevin.checkpoints.safetensors_file import SafetensorsFile
+from langevin.cli import main as cli
 from langevin.errors import CheckpointError, LangevinError
 from langevin.model.bundle import ModelBundle
 from langevin.networks.lora import LoraWeights
@@ -230,3 +231,23 @@ def test_a_result_that_overflows_is_refused(models: list[Path], tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"out\.2\.weight is no longer finite in F16"):
         merge_models(paths, tmp_path / "m.safetensors", how=How.ADD_DIFFERENCE, ratio=1.0)
     assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_the_commands(models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (str(path) for path in models[:2])
+    out, lora = str(tmp_path / "m.safetensors"), str(tmp_path / "l.safetensors")
+    assert cli.run(["merge", a, b, "--ratio", "0.2", "--parts", "unet", "-o", out]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: tensors merged: U-Net ")
+    assert cli.run(["extract-lora", out, a, "--rank", "2", "-o", lora]) == 0
+    said = capsys.readouterr().out
+    assert "U-Net: " in said and "relative error 0." in said and "text encoder: 0 layers" in said
+    assert cli.run(["merge-lora", a, f"{lora}:0.5", "-o", out, "--force"]) == 0
+    assert "tensors changed: U-Net " in capsys.readouterr().out
+    for words, message in (
+        (["merge", a, b, "-o", out], "exists already; choose another name or pass --force"),
+        (["merge", a, b, "--how", "mean", "-o", out], "how 'mean' is not known: use weighted-sum or add-difference"),
+        (["merge", a, b, "--parts", "unet,clip", "-o", out], "part 'clip' is not known: use unet, vae, text"),
+        (["merge-lora", a, b, "-o", out, "--force"], "expected a LoRA"),
+    ):
+        assert cli.run(words) == 2
+        assert message in capsys.readouterr().err

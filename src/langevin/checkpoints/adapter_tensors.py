@@ -85,13 +85,13 @@ def _adapter(found: Mapping[str, Tensor]) -> _Plain:
     if "diff" in found:
         return Difference(found["diff"])
     if "w1_a" in found:
-        matrices = [found[kind] for kind in ("w1_a", "w1_b", "w2_a", "w2_b")]
-        return LohaWeights(*matrices, found.get("t1"), found.get("t2"), float(len(found["w1_b"])))
+        w1_a, w1_b, w2_a, w2_b = (found[kind] for kind in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        return LohaWeights(w1_a, w1_b, w2_a, w2_b, found.get("t1"), found.get("t2"), float(len(w1_b)))
     if "down" in found:
         down, up, rank = found["down"], found["up"], float(len(found["down"]))
         return LoconWeights(down, found["mid"], up, rank) if "mid" in found else LoraWeights(down, up, rank)
-    parts = [found.get(f"kron {kind}") for kind in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")]
-    made = LokrWeights(*parts, alpha=1.0)
+    kinds = ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")
+    made = LokrWeights(**{kind: found.get(f"kron {kind}") for kind in kinds}, alpha=1.0)
     return made._replace(alpha=float(made.rank or 1))
 
 

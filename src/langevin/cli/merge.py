@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -140,7 +141,7 @@ def _parts(text: str, known: tuple[str, ...]) -> list[str]:
     return names
 
 
-def _say(target: Path, tensors: dict[str, int], notices: tuple[str, ...], what: str) -> None:
+def _say(target: Path, tensors: Mapping[str, int], notices: tuple[str, ...], what: str) -> None:
     for notice in notices:
         typer.echo(f"note: {notice}")
     counts = ", ".join(f"{_WORDS[part]} {count:,}" for part, count in tensors.items())

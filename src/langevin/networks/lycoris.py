@@ -6,7 +6,6 @@ Shapes below: out and in are the layer's channels, h w a convolution's kernel, r
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -186,4 +185,4 @@ def _tucker(t: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def _tucker_shape(t: Tensor, a: Tensor, b: Tensor) -> Shape | None:
     fitting = t.ndim == 4 and a.ndim == b.ndim == 2 and t.shape[:2] == (len(a), len(b))
-    return (a.shape[1], b.shape[1], *t.shape[2:]) if fitting and math.prod(t.shape) else None
+    return (a.shape[1], b.shape[1], *t.shape[2:]) if fitting else None
