@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langevin.checkpoints.additions import add_embedding, add_lora
+from langevin.checkpoints.steering import add_steering
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.tasks.from_text import text_to_image
 from langevin.tasks.opening import open_bundle
@@ -37,6 +38,12 @@ class Model:
         """This model with the word of a textual-inversion file, to be used in prompts; `word` calls it otherwise than
         the file does. Raises CheckpointError for a file that does not fit, RequestError for a word that is taken."""
         return Model(add_embedding(self.bundle, path, word))
+
+    def with_controlnet(self, path: str | Path, *, allow_pickle: bool = False) -> Model:
+        """This model with a ControlNet or T2I-Adapter beside it, through which the next hint of
+        `langevin.tasks.control` acts. path: a file, a diffusers folder or a Hub id. Raises CheckpointError for one of
+        another model."""
+        return Model(add_steering(self.bundle, path, allow_pickle=allow_pickle))
 
     def plan(self, prompt: str | None = None, **options: Any) -> Plan:
         """What `generate` would run. Options are those of `GenerateRequest`; raises RequestError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,12 +15,11 @@ from tests.parity.folders import SCHEDULER, UNET, components
 from torch import Tensor
 
 from langevin.checkpoints.loader import load_bundle
-from langevin.checkpoints.steering import Steering, load_steering
+from langevin.checkpoints.steering import add_steering
 from langevin.model.bundle import ModelBundle
 from langevin.tasks import run
 from langevin.tasks.control_request import ControlOptions, ControlRequest
-from langevin.tasks.controlling import Steer, control
-from langevin.tasks.setup import Input
+from langevin.tasks.controlling import control
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -33,7 +33,8 @@ class Both(NamedTuple):
     networks: list[Any]
     """diffusers' ControlNets, two, then its T2I-Adapter."""
     bundle: ModelBundle
-    steerings: list[Steering]
+    steering: list[Any]
+    """The same as we load them."""
     hints: list[Image.Image]
 
 
@@ -55,14 +56,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
     ).save_pretrained(folder / "model")
     networks = [*(diffusers.ControlNetModel(**UNET) for _ in range(2)), diffusers.T2IAdapter(channels=[32, 64])]
     bundle = load_bundle(folder / "model")
-    steerings = []
+    steered = bundle
     for i, network in enumerate(networks):
         randomise(network, i)
         network.save_pretrained(folder / str(i))
-        steerings.append(load_steering(folder / str(i), bundle))
+        steered = add_steering(steered, folder / str(i))
     random = np.random.default_rng(0)
     hints = [Image.fromarray(random.integers(0, 256, (*SIZE[::-1], 3), dtype=np.uint8)) for _ in range(2)]
-    return Both(parts, networks, bundle, steerings, hints)
+    return Both(parts, networks, bundle, list(steered.steering), hints)
 
 
 def theirs(both: Both, which: list[int], sampler: str = "DDIMScheduler", **options: Any) -> Tensor:
@@ -91,12 +92,11 @@ def _known(sampler: str) -> dict[str, Any]:
 
 def ours(both: Both, which: list[int], options: list[ControlOptions], **request: Any) -> Tensor:
     values = {"prompt": PROMPT, "negative": NEGATIVE, "guidance": GUIDANCE, "seed": SEED, "sampler": "ddim", **request}
-    steers = [
-        Steer(picture=Input(f"control {i}", both.hints[i]), options=how, through=both.steerings[network])
-        for i, (network, how) in enumerate(zip(which, options, strict=True))
-    ]
-    asked = ControlRequest(**values, steps=STEPS, width=SIZE[0], height=SIZE[1], compat="diffusers")
-    return run(control(both.bundle, asked, steers)).finish().latents
+    asked = ControlRequest(
+        **values, steps=STEPS, width=SIZE[0], height=SIZE[1], compat="diffusers", controls=tuple(options)
+    )
+    bundle = dataclasses.replace(both.bundle, steering=tuple(both.steering[i] for i in which))
+    return run(control(bundle, both.hints[: len(which)], asked)).finish().latents
 
 
 def gap(a: Tensor, b: Tensor) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.conftest import MakeBundle, randomise
 
-from langevin.checkpoints.steering import load_steering
+from langevin.checkpoints.steering import add_steering
 from langevin.cli import main as cli
 from langevin.diffusion.grids import make_grid
 from langevin.diffusion.schedule import NoiseSchedule
@@ -22,11 +23,10 @@ from langevin.model.bundle import ModelBundle
 from langevin.networks.controlnet import ControlNet
 from langevin.networks.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from langevin.networks.unet import UNet
-from langevin.tasks import ControlOptions, ControlRequest, GenerateRequest, Plan, Steer, control, run, text_to_image
+from langevin.tasks import ControlOptions, ControlRequest, GenerateRequest, Plan, control, run, text_to_image
 from langevin.tasks.control_request import split_control
 from langevin.tasks.controlling import thresholds
 from langevin.tasks.hints import hint_tensor
-from langevin.tasks.setup import Input
 
 HINT = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
 
@@ -41,14 +41,22 @@ def networks(tiny_bundle: ModelBundle) -> list[ControlNet | T2IAdapter]:
     return found
 
 
-def plan(bundle: ModelBundle, *steers: Steer, start: Input | None = None, **options: Any) -> Plan:
-    request = ControlRequest(**{"prompt": "a red apple", "seed": 7, "steps": 2, **options})
-    return control(bundle, request, steers, start=start)
+class Steer(NamedTuple):
+    network: ControlNet | T2IAdapter | None
+    picture: Image.Image
+    options: ControlOptions
 
 
 def steer(network: Any, picture: Image.Image = HINT, **options: Any) -> Steer:
-    return Steer(picture=Input("control 0", picture, "/home/me/hint.png"), through=network,
-                 options=ControlOptions(**options))  # fmt: skip
+    return Steer(network, picture, ControlOptions(**options))
+
+
+def plan(bundle: ModelBundle, *steers: Steer, start: Image.Image | None = None, **options: Any) -> Plan:
+    request = ControlRequest(
+        **{"prompt": "a red apple", "seed": 7, "steps": 2, **options}, controls=tuple(s.options for s in steers)
+    )
+    steering = tuple(s.network for s in steers if s.network is not None)
+    return control(dataclasses.replace(bundle, steering=steering), [s.picture for s in steers], request, image=start)
 
 
 def latents(plan: Plan) -> torch.Tensor:
@@ -100,11 +108,10 @@ def test_a_picture_is_the_same_in_any_batch(
     options: dict[str, Any], tiny_bundle: ModelBundle, networks: list[Any]
 ) -> None:
     steers = [steer(networks[0]), steer(networks[2], start=0.5)]
-    start = Input("image", HINT)
-    together = latents(plan(tiny_bundle, *steers, count=3, start=start, **options))
-    alone = latents(plan(tiny_bundle, *steers, seed=9, start=start, **options))
+    together = latents(plan(tiny_bundle, *steers, count=3, start=HINT, **options))
+    alone = latents(plan(tiny_bundle, *steers, seed=9, start=HINT, **options))
     assert torch.equal(together[2:], alone)
-    fast = run(plan(tiny_bundle, *steers, count=3, mode="fast", start=start, **options)).finish()
+    fast = run(plan(tiny_bundle, *steers, count=3, mode="fast", start=HINT, **options)).finish()
     assert (fast.latents - together).abs().max() < 1e-3
 
 
@@ -170,6 +177,14 @@ def test_what_cannot_be_steered_is_refused(tiny_bundle: ModelBundle, networks: l
         plan(tiny_bundle)
     with pytest.raises(RequestError, match="the file of model tiny holds no ControlNet"):
         plan(tiny_bundle, steer(None))
+    with pytest.raises(RequestError, match="2 controls and 1 networks"):
+        control(dataclasses.replace(tiny_bundle, steering=(networks[0],)), [HINT, HINT], ControlRequest(prompt=""))
+    with pytest.raises(RequestError, match="1 controls for 2 pictures"):
+        control(
+            dataclasses.replace(tiny_bundle, steering=tuple(networks[:2])),
+            [HINT, HINT],
+            ControlRequest(prompt="", controls=(ControlOptions(),)),
+        )
     with pytest.raises(RequestError, match="guess mode is of ControlNets"):
         plan(tiny_bundle, steer(networks[2]), guess=True)
     with pytest.raises(RequestError, match=r"strength -1\.0 is out of bounds: give 0 to 10"):
@@ -226,9 +241,9 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     assert [(i["role"], i["name"]) for i in manifest["inputs"]] == [
         ("control 0", "hint.png"), ("control 1", "hint.png"), ("image", "hint.png"),
     ]  # fmt: skip
-    assert manifest["controls"] == [
-        {"kind": "hint", "strength": 0.8, "start": 0.0, "end": 1.0, "network": "controlnet"},
-        {"kind": "canny", "strength": 1.0, "start": 0.0, "end": 0.5, "network": "t2i-adapter"},
+    assert manifest["request"]["controls"] == [
+        {"kind": "hint", "strength": 0.8, "start": 0.0, "end": 1.0},
+        {"kind": "canny", "strength": 1.0, "start": 0.0, "end": 0.5},
     ]
     added = manifest["model"]["additions"]
     assert [(a["kind"], a["name"]) for a in added] == [
@@ -267,8 +282,8 @@ def test_networks_for_other_models_are_refused(tiny_bundle: ModelBundle, tmp_pat
         path = tmp_path / "c.safetensors"
         save_file({f"control_model.{n}": t.contiguous() for n, t in network.state_dict().items()}, path)
         with pytest.raises(CheckpointError, match=f"with a context of {words}.*; tiny has a context of 32"):
-            load_steering(path, tiny_bundle)
+            add_steering(tiny_bundle, path)
     network = T2IAdapter(T2IAdapterConfig(channels=(32, 32, 64, 64)))
     save_file(dict(network.state_dict()), path)
     with pytest.raises(CheckpointError, match="levels of 32/32/64/64 channels; tiny has 32/64: give one made for it"):
-        load_steering(path, tiny_bundle)
+        add_steering(tiny_bundle, path)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from langevin.checkpoints.adapters import (
     AdapterCheckpoint,
@@ -17,7 +16,7 @@ from langevin.checkpoints.adapters import (
 )
 from langevin.checkpoints.controlnets import ControlCheckpoint, fetch_control
 from langevin.checkpoints.loader import open_control, open_tensors
-from langevin.checkpoints.transfer import Part, load_into
+from langevin.checkpoints.transfer import load_into
 from langevin.errors import CheckpointError
 from langevin.model.bundle import Addition, ModelBundle, SourceFile
 from langevin.networks.controlnet import ControlNet
@@ -27,19 +26,15 @@ from langevin.networks.unet import UNetConfig
 _FAMILIES = {768: " (Stable Diffusion 1.x)", 1024: " (Stable Diffusion 2.x)"}
 
 
-@dataclass(frozen=True, eq=False)
-class Steering:
-    """A network that steers a model by a hint, and the file that it came from."""
-
-    network: ControlNet | T2IAdapter
-    addition: Addition | None = None
-    """None: it lay in the model's own file, or in none."""
-
-
-def load_steering(
-    source: str | os.PathLike[str], bundle: ModelBundle, *, allow_pickle: bool = False, revision: str | None = None
-) -> Steering:
-    """A ControlNet or a T2I-Adapter for a model, in its precision and on its device.
+def add_steering(
+    bundle: ModelBundle,
+    source: str | os.PathLike[str],
+    *,
+    allow_pickle: bool = False,
+    revision: str | None = None,
+) -> ModelBundle:
+    """The model with a ControlNet or a T2I-Adapter beside it, in its precision and on its device: the next hint of
+    `langevin.tasks.control` acts through it.
 
     source: a file, a diffusers folder or a Hub id. CheckpointError where it is something else, damaged, or for another
     model.
@@ -58,8 +53,12 @@ def load_steering(
         check_adapter_fits(opened.config.channels, bundle, label)
     network = load_into(opened.network(), opened.part, bundle.diffusion.dtype, bundle.diffusion.device)
     assert isinstance(network, ControlNet | T2IAdapter)
-    kind: Literal["controlnet", "t2i-adapter"] = "controlnet" if isinstance(network, ControlNet) else "t2i-adapter"
-    return Steering(network, Addition(kind, _file(opened.part)))
+    file = opened.part.file.paths[0]
+    addition = Addition(
+        "controlnet" if isinstance(network, ControlNet) else "t2i-adapter", SourceFile(file, file.stat().st_size)
+    )
+    info = dataclasses.replace(bundle.info, additions=(*bundle.info.additions, addition))
+    return dataclasses.replace(bundle, steering=(*bundle.steering, network), info=info)
 
 
 def check_fits(control: UNetConfig, bundle: ModelBundle, label: str) -> None:
@@ -99,11 +98,6 @@ def _open(path: Path, unet: UNetConfig, *, allow_pickle: bool, half: bool) -> Co
     elif is_adapter(file := open_tensors(path, allow_pickle=allow_pickle)):
         return open_adapter_file(file)
     return open_control(path, steered=unet, allow_pickle=allow_pickle, half=half)
-
-
-def _file(part: Part) -> SourceFile:
-    path = part.file.paths[0]
-    return SourceFile(path, path.stat().st_size)
 
 
 def _widths(config: UNetConfig) -> tuple[int, ...]:

@@ -66,21 +66,18 @@ def control(
         raise RequestError(
             f"{len(wanted)} controls and {len(files)} files to act through: give one --controlnet for each --control"
         )
+    request = request.changed(controls=tuple(how for how, _ in wanted))
 
-    from langevin.checkpoints.steering import load_steering
-    from langevin.tasks.controlling import Steer
+    from langevin.checkpoints.steering import add_steering
     from langevin.tasks.controlling import control as plan_control
     from langevin.tasks.pictures import read_input
 
     pictures = [read_input(f"control {i}", path) for i, (_, path) in enumerate(wanted)]
-    start = None if image is None else read_input("image", image)
+    begun = None if image is None else read_input("image", image)
 
     def plan(bundle: ModelBundle, request: ControlRequest) -> Plan:
-        networks = {file: load_steering(file, bundle, allow_pickle=options.allow_pickle) for file in files}
-        steers = [
-            Steer(picture=picture, options=how, through=networks[files[i]] if files else None)
-            for i, (picture, (how, _)) in enumerate(zip(pictures, wanted, strict=True))
-        ]
-        return plan_control(bundle, request, steers, start=start)
+        for file in files:
+            bundle = add_steering(bundle, file, allow_pickle=options.allow_pickle)
+        return plan_control(bundle, pictures, request, image=begun)
 
     make_pictures(request, options, output, plan, quiet=quiet)

@@ -24,6 +24,7 @@ from langevin.cli import (
     from_picture,
     generate,
     hint,
+    mapped,
     merge,
     selftest,
     shapes,
@@ -67,6 +68,7 @@ def build() -> typer.Typer:
         compare,
         shapes,
         hint,
+        mapped,
     ):
         module.register(app)
     return app

@@ -37,7 +37,11 @@ def parameters(options: type[Options], *, arguments: Iterable[str] = ()) -> list
 
     Bounds are checked by the definitions alone, so that every way in gives the same message.
     """
-    return [_parameter(name, field, name in set(arguments)) for name, field in options.model_fields.items()]
+    return [
+        _parameter(name, field, name in set(arguments))
+        for name, field in options.model_fields.items()
+        if _shown(field).written
+    ]
 
 
 def collect(options: type[O], values: dict[str, Any]) -> O:

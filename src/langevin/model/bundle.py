@@ -17,6 +17,7 @@ from langevin.model.autoencoder import Autoencoder
 from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.text import PromptEncoder
 from langevin.networks.controlnet import ControlNet
+from langevin.networks.t2i_adapter import T2IAdapter
 
 Task = Literal["text-to-image", "class-to-image", "unconditional", "inpainting", "depth", "upscaling"]
 Family = Literal["sd1", "sd2", "custom"]
@@ -115,6 +116,9 @@ class ModelBundle:
     """None for a model without context."""
     controlnet: ControlNet | None = None
     """The ControlNet that a file held beside the whole model."""
+    steering: tuple[ControlNet | T2IAdapter, ...] = ()
+    """Networks that were put beside the model to steer it by hints, the first hint's first; `info.additions` names
+    their files in the same order."""
     classes: tuple[str, ...] = ()
     """Names of the classes that the U-Net knows, by label. One embedding more than these is that of no class."""
     info: CheckpointInfo
@@ -135,6 +139,6 @@ class ModelBundle:
 
     def to(self, device: torch.device | str) -> ModelBundle:
         """Move every network, in place. Returns the bundle itself."""
-        for network in self.networks().values():
+        for network in (*self.networks().values(), *self.steering):
             network.to(device)
         return self

@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from langevin.tasks.control_request import ControlOptions, ControlRequest
-    from langevin.tasks.controlling import Steer, control
+    from langevin.tasks.control_request import ControlOptions, ControlRequest, DepthRequest, SemanticRequest
+    from langevin.tasks.controlling import control
     from langevin.tasks.from_picture import image_to_image
     from langevin.tasks.from_text import text_to_image
     from langevin.tasks.image_requests import ImageToImageRequest
+    from langevin.tasks.mapped import depth_to_image, semantic_to_image
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
     from langevin.tasks.runner import Result, Run, run
@@ -23,17 +24,20 @@ __all__ = [
     "Cascaded",
     "ControlOptions",
     "ControlRequest",
+    "DepthRequest",
     "GenerateRequest",
     "ImageToImageRequest",
     "ModelOptions",
     "Plan",
     "Result",
     "Run",
-    "Steer",
+    "SemanticRequest",
     "cascade",
     "control",
+    "depth_to_image",
     "image_to_image",
     "run",
+    "semantic_to_image",
     "text_to_image",
     "upscale",
 ]
@@ -42,17 +46,20 @@ _WHERE = {
     "Cascaded": "langevin.tasks.upscaling",
     "ControlOptions": "langevin.tasks.control_request",
     "ControlRequest": "langevin.tasks.control_request",
+    "DepthRequest": "langevin.tasks.control_request",
     "GenerateRequest": "langevin.tasks.request",
     "ImageToImageRequest": "langevin.tasks.image_requests",
     "ModelOptions": "langevin.tasks.request",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
     "Run": "langevin.tasks.runner",
-    "Steer": "langevin.tasks.controlling",
+    "SemanticRequest": "langevin.tasks.control_request",
     "cascade": "langevin.tasks.upscaling",
     "control": "langevin.tasks.controlling",
     "image_to_image": "langevin.tasks.from_picture",
+    "depth_to_image": "langevin.tasks.mapped",
     "run": "langevin.tasks.runner",
+    "semantic_to_image": "langevin.tasks.mapped",
     "text_to_image": "langevin.tasks.from_text",
     "upscale": "langevin.tasks.upscaling",
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from langevin.errors import RequestError
-from langevin.tasks.options import Options, show
+from langevin.tasks.image_requests import LEAST_STRENGTH
+from langevin.tasks.options import Options, Shown, show
 from langevin.tasks.request import GenerateRequest
 
 READY = "hint"
@@ -16,26 +17,6 @@ READY = "hint"
 
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)"
 _WINDOW = re.compile(rf"({_NUMBER})-({_NUMBER})")
-
-
-class ControlRequest(GenerateRequest):
-    """Pictures from a text, steered by hints."""
-
-    guess: bool = Field(
-        False,
-        description="Guess mode: ControlNets act with the prompt alone, and less at the finer stages.",
-    )
-    strength: float = Field(
-        0.75, gt=0, le=1, description="With a picture to start from: the share of the run that is done; 1 ignores it."
-    )
-
-
-class MapRequest(GenerateRequest):
-    """Pictures from a text and a map."""
-
-    strength: float = Field(
-        0.8, gt=0, le=1, description="With a picture to start from: the share of the run that is done; 1 ignores it."
-    )
 
 
 class ControlOptions(Options):
@@ -51,6 +32,47 @@ class ControlOptions(Options):
         if self.start >= self.end:
             raise RequestError(f"a control from {self.start:g} to {self.end:g} acts nowhere: give START below END")
         return self
+
+
+def _built(value: Any) -> Any:
+    """From a manifest: the options as JSON has them."""
+    if not isinstance(value, list | tuple):
+        return value
+    return tuple(ControlOptions(**item) if isinstance(item, dict) else item for item in value)
+
+
+class SteeredRequest(GenerateRequest):
+    """Pictures from a text and something that says where, if wanted from a picture too."""
+
+    strength: float = Field(
+        0.8,
+        ge=LEAST_STRENGTH,
+        le=1,
+        description="With a picture to begin from: share of the run that is done, from the picture noised as far.",
+    )
+
+
+class ControlRequest(SteeredRequest):
+    """Pictures from a text, steered by hints."""
+
+    controls: Annotated[tuple[ControlOptions, ...], BeforeValidator(_built), Shown(written=False)] = Field(
+        (), description="How each hint steers, in their order. None: as it was trained, over the whole run."
+    )
+    guess: bool = Field(
+        False, description="Guess mode: ControlNets act with the prompt alone, and less at the finer stages."
+    )
+
+
+class DepthRequest(SteeredRequest):
+    """Pictures from a text and a depth map."""
+
+
+class SemanticRequest(SteeredRequest):
+    """Pictures from a text and a map of classes."""
+
+    palette: Annotated[tuple[str, ...], Shown("the pixels are the classes' numbers")] = Field(
+        (), description="The classes' colours in a map of colours, once for each: #rrggbb or a name, class 0 first."
+    )
 
 
 def split_control(text: str) -> tuple[ControlOptions, str]:

@@ -29,6 +29,8 @@ class Shown:
     """What stands for the default in words, where it is decided later."""
     flag: str | None = None
     """A short form, as -n."""
+    written: bool = True
+    """Whether it is an option there; else the command has a form of its own for it."""
 
 
 class Options(BaseModel):

@@ -82,7 +82,12 @@ def resized(role: str, picture: Image.Image, width: int, height: int) -> tuple[I
     """A picture brought to another size by Lanczos' filter, and a notice where its proportions change."""
     if picture.size == (width, height):
         return picture, ()
-    notices: tuple[str, ...] = ()
-    if picture.width * height != picture.height * width:
-        notices = (f"{role}: {picture.width} x {picture.height} pixels are stretched to {width} x {height}",)
-    return to_rgb(picture).resize((width, height), Image.Resampling.LANCZOS), notices
+    fitted = to_rgb(picture).resize((width, height), Image.Resampling.LANCZOS)
+    return fitted, stretched(role, picture, width, height)
+
+
+def stretched(role: str, picture: Image.Image, width: int, height: int) -> tuple[str, ...]:
+    """A notice where a picture of other proportions is brought to a size."""
+    if picture.width * height == picture.height * width:
+        return ()
+    return (f"{role}: {picture.width} x {picture.height} pixels are stretched to {width} x {height}",)

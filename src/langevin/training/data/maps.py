@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from langevin.errors import DataError
-from langevin.images.maps import to_classes, to_values
+from langevin.images.maps import class_shares, depth_channel, to_classes, to_values
 from langevin.images.pixels import open_picture, to_rgb
 from langevin.training.data.files import LARGEST_PICTURE, PICTURES, list_files
 from langevin.training.data.fitting import Fit, fit_to
@@ -39,9 +39,7 @@ def depth_maps(data: PictureSet, folder: Path | None, size: int) -> Tensor:
         found = _read(data, folder, to_values)
     maps = []
     for values in found:
-        small = F.interpolate(values[None, None].float(), (size, size), mode="bicubic", align_corners=False)
-        low, high = small.min(), small.max()
-        maps.append(2 * (small - low) / (high - low).clamp(min=1e-12) - 1)
+        maps.append(depth_channel(values[None, None], size, size))
     return torch.cat(maps)
 
 
@@ -61,7 +59,7 @@ def class_maps(data: PictureSet, folder: Path | None, size: int, classes: int, p
     maps = []
     for numbers in found:
         one_hot = F.one_hot(numbers.long(), classes).permute(2, 0, 1)[None].float()
-        maps.append(F.adaptive_avg_pool2d(one_hot, size))
+        maps.append(class_shares(one_hot, size, size))
     return torch.cat(maps)
 
 
