@@ -162,7 +162,7 @@ def test_the_commands(
     errors = capsys.readouterr().err.splitlines()
     assert errors == [
         "error: nothing.png does not exist",
-        "error: depth.png: it has the class 252; there are 3, from 0",
+        "error: depth.png: it has the class 251; there are 3, from 0",
         "error: nowhere holds no depth model: give a folder of the transformers library's",
     ]
     assert not Path("c.png").exists()

@@ -13,6 +13,7 @@ from langevin.diffusion.core import Estimate
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
+from langevin.networks.controlnet import ControlNet
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -38,8 +39,15 @@ def float32_autoencoder(autoencoder: Autoencoder) -> Autoencoder:
     return replace(autoencoder, network=float32_copy(autoencoder.network))
 
 
-def float32_conditioning(cond: Conditioning) -> Conditioning:
-    """The conditioning for a float32 network."""
+def float32_conditioning(cond: Conditioning, copies: dict[int, ControlNet] | None = None) -> Conditioning:
+    """The conditioning for a float32 network. copies: of the ControlNets that were met already, by identity; several
+    conditionings share them."""
+    copies = {} if copies is None else copies
+
+    def copied(network: ControlNet) -> ControlNet:
+        if id(network) not in copies:
+            copies[id(network)] = float32_copy(network)
+        return copies[id(network)]
 
     def widen(value: Tensor | None) -> Tensor | None:
         return None if value is None else _float32(value)
@@ -48,9 +56,7 @@ def float32_conditioning(cond: Conditioning) -> Conditioning:
         cond,
         context=widen(cond.context),
         concat=widen(cond.concat),
-        controls=tuple(
-            replace(c, network=float32_copy(c.network), features=_float32(c.features)) for c in cond.controls
-        ),
+        controls=tuple(replace(c, network=copied(c.network), features=_float32(c.features)) for c in cond.controls),
         adapters=tuple(replace(a, features=tuple(_float32(f) for f in a.features)) for a in cond.adapters),
     )
 

@@ -16,6 +16,7 @@ from langevin.model.conditioning import Conditioning
 from langevin.model.precision import float32_conditioning
 from langevin.model.prompt import Weighting, schedule, thresholds
 from langevin.model.text import EncodedText, PromptEncoder
+from langevin.networks.controlnet import ControlNet
 from langevin.tasks.request import GenerateRequest
 
 
@@ -58,10 +59,11 @@ class Texts:
 
     def float32(self) -> Texts:
         """The same for a float32 network."""
+        copies: dict[int, ControlNet] = {}
         return replace(
             self,
             conditionings=[
-                (start, float32_conditioning(cond), float32_conditioning(uncond))
+                (start, float32_conditioning(cond, copies), float32_conditioning(uncond, copies))
                 for start, cond, uncond in self.conditionings
             ],
         )
