@@ -250,6 +250,10 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
         ("controlnet", "control.safetensors"), ("t2i-adapter", "adapter.safetensors"),
     ]  # fmt: skip
     assert len(added[0]["sha256"]) == 64
+    assert cli.run(["reproduce", "out.png", "--verify", "-q", "-m", files["-m"]]) == 0
+    Path("control.safetensors").rename("other.safetensors")
+    assert cli.run(["reproduce", "out.png", "--verify", "-q", "-m", files["-m"]]) == 2
+    assert "the picture's model does not open: control.safetensors: no such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

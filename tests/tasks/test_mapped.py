@@ -106,7 +106,7 @@ def test_a_picture_is_the_same_in_any_batch(depth_model: ModelBundle, classes_mo
 
 def test_sizes(depth_model: ModelBundle) -> None:
     p = from_depth(depth_model, DEPTH.resize((48, 40)), PICTURE.resize((48, 40)), strength=0.5)
-    assert (p.request.width, p.request.height) == (48, 40) and not p.notices
+    assert (p.request.width, p.request.height) == (48, 40) and len(p.notices) == 1  # where it starts
     p = from_depth(depth_model, DEPTH.resize((30, 32)), width=30)
     assert seen(p, depth_model).shape == (1, 1, 8, 8) and run(p).finish().images[0].size == (30, 32)
     assert any(
@@ -156,6 +156,9 @@ def test_the_commands(
     assert manifest["task"] == "depth-to-image" and manifest["request"]["strength"] == 0.8
     assert [given["role"] for given in manifest["inputs"]] == ["depth", "image"]
     assert read_png("b.png")[1]["task"] == "semantic-to-image"
+    assert cli.run(["reproduce", "a.png", "--verify", "-q", "-m", "depth.safetensors"]) == 0
+    assert cli.run(["reproduce", "b.png", "--verify", "-q", "-m", "classes.safetensors"]) == 0
+    assert capsys.readouterr().out == "a.png: the same, pixel for pixel\nb.png: the same, pixel for pixel\n"
     assert cli.run(["depth2img", "nothing.png", *usual, "-m", "depth.safetensors", "-o", "c.png"]) == 2
     assert cli.run(["semantic2img", "depth.png", *usual, "-m", "classes.safetensors", "-o", "c.png"]) == 2
     assert cli.run(["depth", "depth.png", "-o", "c.png", "--depth-model", "nowhere"]) == 2

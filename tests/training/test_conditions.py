@@ -154,7 +154,8 @@ def test_numbers_in_pictures() -> None:
         to_classes(indexed, 2)
     assert float(to_values(Image.new("F", (2, 2), 7.5))[0, 0]) == 7.5
     with pytest.raises(DataError, match="a picture of mode RGB"):
-        to_values(Image.new("RGB", (2, 2)))
+        to_values(Image.new("RGB", (2, 2), "red"))
+    assert float(to_values(Image.new("RGB", (2, 2), (7, 7, 7)))[0, 0]) == 7
     with pytest.raises(DataError, match="not finite"):
         to_values(Image.fromarray(np.full((2, 2), np.nan, dtype=np.float32)))
 

@@ -102,7 +102,7 @@ def reproduce(
         typer.Option(
             "--additions",
             metavar="FOLDER",
-            help="Where the picture's LoRA and embedding files are now. [default: this folder]",
+            help="Where the picture's LoRA, embedding and ControlNet files are now. [default: this folder]",
             show_default=False,
         ),
     ] = Path(),

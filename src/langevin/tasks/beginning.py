@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from PIL import ImageOps
 
@@ -11,6 +12,16 @@ from langevin.model.autoencoder import Autoencoder
 from langevin.tasks.control_request import SteeredRequest
 from langevin.tasks.pictures import encode_picture, encode_sampled, resized
 from langevin.tasks.setup import Input, Setup
+
+R = TypeVar("R", bound=SteeredRequest)
+
+
+def sized(request: R, image: Input | None) -> R:
+    """The request with the width and height of the picture that it begins from, where it says none."""
+    if image is None:
+        return request
+    picture = ImageOps.exif_transpose(image.picture)
+    return request.changed(width=request.width or picture.width, height=request.height or picture.height)
 
 
 def with_beginning(setup: Setup, autoencoder: Autoencoder, given: Input, request: SteeredRequest) -> Setup:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from langevin.errors import RequestError
 from langevin.tasks.image_requests import LEAST_STRENGTH
-from langevin.tasks.options import Options, Shown, show
+from langevin.tasks.options import FromList, Options, Shown, show
 from langevin.tasks.request import GenerateRequest
 
 READY = "hint"
@@ -70,7 +70,7 @@ class DepthRequest(SteeredRequest):
 class SemanticRequest(SteeredRequest):
     """Pictures from a text and a map of classes."""
 
-    palette: Annotated[tuple[str, ...], Shown("the pixels are the classes' numbers")] = Field(
+    palette: Annotated[tuple[str, ...], Shown("the pixels are the classes' numbers"), FromList] = Field(
         (), description="The classes' colours in a map of colours, once for each: #rrggbb or a name, class 0 first."
     )
 

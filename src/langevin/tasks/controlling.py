@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from langevin.diffusion.grids import level_at
@@ -16,8 +16,9 @@ from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Adapter, Conditioning, Control
 from langevin.networks.controlnet import ControlNet
 from langevin.networks.t2i_adapter import T2IAdapter
-from langevin.tasks.beginning import with_beginning
+from langevin.tasks.beginning import sized, with_beginning
 from langevin.tasks.control_request import READY, ControlOptions, ControlRequest
+from langevin.tasks.from_picture import with_start_notice
 from langevin.tasks.from_text import HoldsBundle, bundle_of, completed, parts_of, plan_pictures, run_numbers
 from langevin.tasks.hints import hint_tensor
 from langevin.tasks.options import nearest, show
@@ -51,9 +52,7 @@ def control(
         raise RequestError(f"{len(every)} controls for {len(pictures)} pictures: give options for each, or for none")
     given = [as_input(f"control {i}", picture) for i, picture in enumerate(pictures)]
     begun = None if image is None else as_input("image", image)
-    sizes = {} if begun is None else {"width": begun.picture.width, "height": begun.picture.height}
-    unsaid = {name: value for name, value in sizes.items() if getattr(request, name) is None}
-    request = completed(request.changed(**unsaid, controls=every), bundle)
+    request = completed(sized(request.changed(controls=every), begun), bundle)
     sigmas = run_numbers(bundle.diffusion, request, None if begun is None else request.strength).sigmas
     width, height = request.width or 0, request.height or 0
     controls: list[Control] = []
@@ -80,9 +79,10 @@ def control(
         record={"task": "control"},
         notices=tuple(notices),
     )
-    if begun is not None:
-        setup = with_beginning(setup, autoencoder, begun, request)
-    return plan_pictures(bundle, autoencoder, text, request, setup)
+    if begun is None:
+        return plan_pictures(bundle, autoencoder, text, request, setup)
+    setup = with_beginning(setup, autoencoder, begun, request)
+    return with_start_notice(plan_pictures(bundle, autoencoder, text, request, setup), request.strength)
 
 
 def thresholds(sigmas: Tensor, options: ControlOptions, *, whole_steps: bool = False) -> tuple[float, float]:
@@ -103,7 +103,7 @@ def make_hint(
     if kind != READY and kind not in HINTS:
         known = ", ".join([READY, *HINTS])
         raise RequestError(f"control {show(kind)} is not known: use {known}{nearest(kind, [READY, *HINTS])}")
-    fitted, notices = resized(role, picture, width, height)
+    fitted, notices = resized(role, ImageOps.exif_transpose(picture), width, height)
     return (fitted if kind == READY else HINTS[kind](fitted)), notices
 
 

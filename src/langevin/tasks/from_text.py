@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from langevin.tasks.prompt_files import with_prompt_files
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.request import GenerateRequest
 from langevin.tasks.setup import Setup
+
+R = TypeVar("R", bound=GenerateRequest)
 
 DEFAULT_SAMPLER = "dpmpp_2m"
 DEFAULT_BATCH = 4
@@ -152,7 +154,7 @@ def plan_pictures(
     )
 
 
-def completed(request: GenerateRequest, bundle: ModelBundle) -> GenerateRequest:
+def completed(request: R, bundle: ModelBundle) -> R:
     """The request with nothing left open: defaults from the model and the compat preset, seeds fixed.
 
     Completing a completed request changes nothing.

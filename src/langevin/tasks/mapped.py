@@ -11,8 +11,9 @@ from langevin.errors import DataError, RequestError
 from langevin.images.maps import class_shares, depth_channel, to_classes, to_values
 from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Conditioning
-from langevin.tasks.beginning import with_beginning
+from langevin.tasks.beginning import sized, with_beginning
 from langevin.tasks.control_request import DepthRequest, SemanticRequest, SteeredRequest
+from langevin.tasks.from_picture import with_start_notice
 from langevin.tasks.from_text import HoldsBundle, bundle_of, completed, plan_pictures
 from langevin.tasks.labels import further_channels
 from langevin.tasks.options import show
@@ -80,9 +81,7 @@ def _plan(
     if request.label is not None:
         raise RequestError(f"label {show(request.label)}: model {bundle.info.name} takes a text, leave it out")
     begun = None if image is None else as_input("image", image)
-    sizes = {} if begun is None else {"width": begun.picture.width, "height": begun.picture.height}
-    unsaid = {name: value for name, value in sizes.items() if getattr(request, name) is None}
-    request = completed(request.changed(**unsaid), bundle)
+    request = completed(sized(request, begun), bundle)
     width, height, factor = request.width or 0, request.height or 0, autoencoder.downsampling
     if given.picture.size == (width, height):
         values = on_grid(values, factor)  # the margins that are cut from the picture later
@@ -93,9 +92,10 @@ def _plan(
         record={"task": task},
         notices=stretched(f"the {given.role}", given.picture, width, height),
     )
-    if begun is not None:
-        setup = with_beginning(setup, autoencoder, begun, request)
-    return plan_pictures(bundle, autoencoder, text, request, setup)
+    if begun is None:
+        return plan_pictures(bundle, autoencoder, text, request, setup)
+    setup = with_beginning(setup, autoencoder, begun, request)
+    return with_start_notice(plan_pictures(bundle, autoencoder, text, request, setup), request.strength)
 
 
 def _read(given: Input, read: Callable[[], Tensor]) -> Tensor:

@@ -23,12 +23,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from langevin.checkpoints.steering import add_steering
 from langevin.errors import CheckpointError, DataError, RequestError
 from langevin.images.png import pixels_sha256
 from langevin.model.bundle import ModelBundle
+from langevin.tasks.control_request import ControlRequest, DepthRequest, SemanticRequest
+from langevin.tasks.controlling import control
 from langevin.tasks.from_picture import image_to_image
 from langevin.tasks.from_text import text_to_image
 from langevin.tasks.image_requests import ImageToImageRequest
+from langevin.tasks.mapped import depth_to_image, semantic_to_image
 from langevin.tasks.opening import open_bundle
 from langevin.tasks.options import show
 from langevin.tasks.pictures import read_input
@@ -56,6 +60,20 @@ TASKS: Mapping[str, Task[Any]] = {
     "unconditional": _TEXT,
     "image-to-image": Task(
         ImageToImageRequest, lambda bundle, request, given: image_to_image(bundle, given["image"], request)
+    ),
+    "control": Task(
+        ControlRequest,
+        lambda bundle, request, given: control(
+            bundle, [given[f"control {i}"] for i in range(len(request.controls))], request, image=given.get("image")
+        ),
+    ),
+    "depth-to-image": Task(
+        DepthRequest,
+        lambda bundle, request, given: depth_to_image(bundle, given["depth"], request, image=given.get("image")),
+    ),
+    "semantic-to-image": Task(
+        SemanticRequest,
+        lambda bundle, request, given: semantic_to_image(bundle, given["map"], request, image=given.get("image")),
     ),
 }
 """By the manifest's "task"."""
@@ -102,6 +120,8 @@ class Recipe:
     inputs: tuple[Named, ...]
     """The pictures that it was made from."""
     model: ModelOptions
+    steering: tuple[str, ...]
+    """The files that its hints acted through, in order."""
     index: int
     """Which of the request's pictures it is."""
     pixels_sha256: str
@@ -122,7 +142,8 @@ class Recipe:
         additions: Path = Path(),
     ) -> Recipe:
         """Reads a manifest. `model` says where the weights are, in place of what the manifest says; `additions` is the
-        folder that LoRA, embedding and autoencoder files are in; others are looked for by name in $LANGEVIN_MODELS.
+        folder that LoRA, embedding, autoencoder and ControlNet files are in; others are looked for by name in
+        $LANGEVIN_MODELS.
 
         Raises DataError where the manifest lacks something or is malformed, RequestError where its options are out of
         bounds.
@@ -165,6 +186,7 @@ class Recipe:
                     lora=tuple(f"{_place(additions, a)}:{float(a['strength'])!r}" for a in added["lora"]),
                     embedding=tuple(f"{_place(additions, a)}:{a['word']}" for a in added["embedding"]),
                 ),
+                steering=tuple(_place(additions, a) for a in listed if a["kind"] in ("controlnet", "t2i-adapter")),
                 index=index,
                 pixels_sha256=str(picture["pixels_sha256"]),
                 files=tuple(sorted(str(file["sha256"]) for file in [*source["files"], *listed])),
@@ -180,6 +202,8 @@ class Recipe:
         """Loads the model. Raises CheckpointError where its files are not those that made the picture."""
         try:
             bundle = open_bundle(self.model)
+            for file in self.steering:
+                bundle = add_steering(bundle, file, allow_pickle=self.model.allow_pickle)
         except CheckpointError as error:
             raise CheckpointError(
                 f"the picture's model does not open: {error}; --model and --additions say where it is"
@@ -190,7 +214,7 @@ class Recipe:
             first = next(iter(set(self.files) - set(found)), "none")
             raise CheckpointError(
                 f"{info.name} is not the model that made the picture: no file has SHA-256 {first[:16]}...; "
-                "give the right one with --model, the folder of its LoRA and embedding files with --additions"
+                "give the right one with --model, the folder of its other files with --additions"
             )
         return bundle
 
