@@ -50,7 +50,18 @@ _EMOJI = [
     "diffusion.loop.learning_rate=0.0006",
 ]  # fmt: skip
 
-RUNS: dict[str, tuple[str, list[str]]] = {"emoji": ("emoji", _EMOJI)}
+_SMALL = [
+    "data.size=32", "data.include={}", "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
+    "diffusion.network.attention_levels=[false, true]", "diffusion.loop.batch_size=4",
+    "diffusion.loop.learning_rate=0.0006",
+]  # fmt: skip
+_IN_COLOURS = ["diffusion.network.in_channels=3", "diffusion.network.out_channels=3"]
+
+RUNS: dict[str, tuple[str, list[str]]] = {
+    "emoji": ("emoji", _EMOJI),
+    "v-shapes": ("v-shapes", _SMALL),
+    "edm-fashion": ("edm-fashion", [*_SMALL, *_IN_COLOURS]),
+}
 """Recipe and what is changed of it, by the run's name."""
 
 
