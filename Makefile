@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	@echo "the picture: $(CURDIR)/apple.png"
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from langevin.networks.clip import ClipText, ClipTextConfig
 from langevin.networks.unet import UNet, UNetConfig
 
 MakeBundle = Callable[..., ModelBundle]
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # The workers share the cores, and the processes that tests start share their worker's.
+    _threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(_threads)
+    torch.set_num_threads(_threads)
 
 
 def randomise(network: nn.Module, seed: int) -> nn.Module:
