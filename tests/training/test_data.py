@@ -37,6 +37,20 @@ def test_include_and_exclude_choose_by_field(shapes: Path) -> None:
         read_data(shapes, DataConfig(size=32, include={"split": ("nothing",)}))
 
 
+def test_a_sample_is_seen_as_often_as_is_said(shapes: Path) -> None:
+    plain = read_data(shapes, DataConfig(size=32))
+    again = read_data(shapes, DataConfig(size=32, repeat={"style": {"icon": 3}, "split": {"train": 2}}))
+    times = [(3 if r["style"] == "icon" else 1) * (2 if r["split"] == "train" else 1) for r in plain.records]
+    assert [again.keys.count(key) for key in plain.keys] == times and set(times) >= {2, 6}
+    for i, record in enumerate(again.records):
+        assert torch.equal(again.images([i]), plain.images([plain.keys.index(record["key"])]))
+    assert again.fingerprint != plain.fingerprint
+    once = read_data(shapes, DataConfig(size=32, repeat={"style": {"icon": 1}}))
+    assert once.keys == plain.keys
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        DataConfig(repeat={"style": {"icon": 0}})
+
+
 def test_the_fingerprint_follows_the_pixels(shapes: Path) -> None:
     whole = read_data(shapes, DataConfig(size=32)).fingerprint
     assert whole == read_data(shapes, DataConfig(size=32)).fingerprint

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -29,6 +30,9 @@ class DataConfig(Config):
     compared by its decimal digits."""
     exclude: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Leave a sample out if one of these fields has one of the values."""
+    repeat: dict[str, dict[str, Annotated[int, Field(ge=1, le=1000)]]] = Field(default_factory=dict)
+    """How often an epoch shows a sample, by the value of a field: {"group": {"Smileys & Emotion": 4}}. Once, where
+    nothing is said of its value; of several fields the product. Each time its caption and noise are others."""
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> DataConfig:
@@ -40,6 +44,10 @@ class DataConfig(Config):
         return all(_said(record.get(k)) in v for k, v in self.include.items()) and not any(
             _said(record.get(k)) in v for k, v in self.exclude.items()
         )
+
+    def times(self, record: Mapping[str, Any]) -> int:
+        """How often an epoch shows a sample."""
+        return math.prod(counts.get(str(_said(record.get(field))), 1) for field, counts in self.repeat.items())
 
 
 def _said(value: Any) -> Any:

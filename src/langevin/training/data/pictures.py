@@ -118,14 +118,15 @@ class PictureSet:
         return some
 
     def subset(self, indices: Sequence[int] | Tensor) -> PictureSet:
-        """Some of the samples, in this order, without the buckets that none of them lies in; they keep the fingerprint
-        of the whole."""
+        """Some of the samples, in this order and as often as they are named, without the buckets that none of them lies
+        in; they keep the fingerprint of the whole."""
         indices = torch.as_tensor(indices)
         buckets, renumbered = self.bucket[indices].unique(return_inverse=True)
         return PictureSet(
             [self.parts[b][self.row[indices[renumbered == i]]] for i, b in enumerate(buckets.tolist())],
             [self.records[i] for i in indices.tolist()],
             self.fingerprint,
+            self.unreadable,
             bucket=renumbered,
             flip=self.flip,
             keys=[self.keys[i] for i in indices.tolist()] if self.keys else (),

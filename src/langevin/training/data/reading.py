@@ -96,7 +96,11 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
     for part in parts:
         digest.update(part.numpy().tobytes())
     records = [found[k][0] for k in keys]
-    return PictureSet(parts, records, digest.hexdigest(), lines, bucket=bucket, flip=config.flip, keys=keys)
+    times = torch.tensor([config.times(record) for record in records])
+    if config.repeat:
+        digest.update(repr(times.tolist()).encode())
+    data = PictureSet(parts, records, digest.hexdigest(), lines, bucket=bucket, flip=config.flip, keys=keys)
+    return data.subset(torch.arange(len(records)).repeat_interleave(times)) if bool((times > 1).any()) else data
 
 
 def _stacked(pictures: Sequence[np.ndarray]) -> Tensor:

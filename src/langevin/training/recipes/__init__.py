@@ -10,7 +10,7 @@ from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.emoji_cascade import emoji_cascade
 from langevin.training.recipes.emoji_edges import emoji_edges
 from langevin.training.recipes.emoji_inpainting import emoji_inpainting
-from langevin.training.recipes.emoji_second import emoji_second
+from langevin.training.recipes.emoji_second import emoji_faces, emoji_second
 from langevin.training.recipes.emoji_sharp import emoji_sharp
 from langevin.training.recipes.emoji_upscaler import emoji_upscaler
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
@@ -23,6 +23,7 @@ from langevin.training.system import System
 RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
     "emoji-second": emoji_second,
+    "emoji-faces": emoji_faces,
     "emoji-sharp": emoji_sharp,
     "emoji-edges": emoji_edges,
     "emoji-inpainting": emoji_inpainting,
