@@ -236,7 +236,7 @@ def test_training_learns(model_file: Path, shapes: Path, tmp_path: Path) -> None
 )
 def test_published_layouts_are_tuned(unet: Any, facts: dict[str, str], ema: bool, shapes: Path, tmp_path: Path) -> None:
     source = tiny.save(tmp_path / "model.safetensors", tiny.single_file(unet, ema=ema), {"note": "kept", **facts})
-    short = ("--set", "full.loop.steps=2", "--set", "full.loop.save_every=2")
+    short = ("--set", "full.loop.steps=2", "--set", "full.loop.save_every=2", "--set", "full.guidance=3")
     assert tune("full", source, shapes, tmp_path / "full", *short) == 0
     before, after = SafetensorsFile(source), SafetensorsFile(tmp_path / "full" / "model.safetensors")
     old = {n: i for n, i in before.tensors.items() if not n.startswith("model_ema.")}
@@ -249,6 +249,7 @@ def test_published_layouts_are_tuned(unet: Any, facts: dict[str, str], ema: bool
     assert any(not torch.equal(after.read(n), before.read(n).to(after.read(n).dtype)) for n in trained)
     assert after.metadata["note"] == "kept"
     bundle = load_bundle(after.path)
+    assert bundle.info.default_guidance == 3
     assert bundle.info.prediction == ("v" if facts else "epsilon")
     state = json.loads((tmp_path / "full" / "full" / "checkpoints" / "00000002" / "state.json").read_text())
     assert state["facts"]["weighting"] == ("snr_plus_one" if facts else "snr")

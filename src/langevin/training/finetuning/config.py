@@ -63,7 +63,7 @@ class TuningStage(Config):
     preview_prompts: tuple[str, ...] = ()
     """None: what is said of four of the pictures."""
     guidance: float = Field(7.5, ge=1)
-    """Of the previews."""
+    """Of the previews; where all weights train, also the default of the finished model."""
     loop: LoopConfig
 
     @field_validator("prompt")

@@ -22,17 +22,20 @@ from langevin.model.bundle import ModelBundle
 from langevin.training.finetuning.parts import TunedControl, TunedLora, TunedWeights, TunedWord
 
 
-def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path) -> Path:
-    """A single file laid out as the model's own was, each tensor in the precision that it had, the metadata kept. What
-    did not train is taken over from the source's files; the moving average of the old weights is left out."""
+def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path, guidance: float) -> Path:
+    """A single file laid out as the model's own was, each tensor in the precision that it had, the metadata kept; the
+    default guidance is set. What did not train is taken over from the source's files; the moving average of the old
+    weights is left out."""
     assert isinstance(tuned.module, nn.ModuleDict)
     parts = dict(checkpoint.parts)
     for name, network in tuned.module.items():
         old = checkpoint.parts[name]
         state = {n: v.detach().to("cpu", torch_dtype(old.dtype(n))) for n, v in network.state_dict().items()}
         parts[name] = Part(MemoryTensors(state), identity(state), old.shapes)
+    defaults = dataclasses.replace(checkpoint.config.defaults, guidance=guidance)
     changed = dataclasses.replace(
         checkpoint,
+        config=dataclasses.replace(checkpoint.config, defaults=defaults),
         parts=parts,
         extras={name: stored for name, stored in checkpoint.extras.items() if not name.startswith(EMA)},
         weights="plain",

@@ -171,7 +171,7 @@ class FullTuning(FineTuning):
 
     def write(self, tuned: Tuned, bundle: ModelBundle, checkpoint: Checkpoint, run: Path) -> Path:
         assert isinstance(tuned, TunedWeights)
-        return write_model(tuned, checkpoint, run / "model.safetensors")
+        return write_model(tuned, checkpoint, run / "model.safetensors", self.stage.guidance)
 
 
 class LoraTuning(FineTuning):
@@ -209,7 +209,7 @@ class DreamBooth(FineTuning):
         if isinstance(tuned, TunedLora):
             return write_adapters(tuned, bundle, run)
         assert isinstance(tuned, TunedWeights)
-        return write_model(tuned, checkpoint, run / "model.safetensors")
+        return write_model(tuned, checkpoint, run / "model.safetensors", self.stage.guidance)
 
     def _prior(self, bundle: ModelBundle, tuned: Tuned, run: Path, device: str) -> dict[str, Any]:
         pictures = read_prior(self._prior_folder(run), self.dreambooth)

@@ -1,4 +1,4 @@
-"""Text to emoji at 64 x 64 pixels: the first model that ships in the package.
+"""Text to emoji at 64 x 64 pixels: the first stages of the model that ships in the package (then `emoji-second`).
 
 Command:   langevin train emoji --data FOLDER --out runs/emoji
 Data:      captioned emoji in WebDataset shards (10,249 pictures in seven styles without share-alike)
