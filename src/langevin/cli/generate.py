@@ -102,8 +102,8 @@ def reproduce(
         typer.Option(
             "--additions",
             metavar="FOLDER",
-            help="Where the picture's LoRA, embedding, autoencoder and ControlNet files are now; others are looked for by "
-            "name in $LANGEVIN_MODELS. [default: this folder]",
+            help="Where the picture's LoRA, embedding, autoencoder and ControlNet files are now; others are looked for "
+            "by name in $LANGEVIN_MODELS. [default: this folder]",
             show_default=False,
         ),
     ] = Path(),
