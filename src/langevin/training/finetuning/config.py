@@ -146,7 +146,8 @@ class ControlStage(TuningStage):
     tolerance: int = Field(1, ge=0, le=16)
     """By how many pixels an edge may be off: see `langevin.evaluation.edges`."""
     preview_prompts: tuple[str, ...] = ()
-    """In turn, for the held-out pictures that are measured; none, or an empty one: what is said of the picture."""
+    """What is made of the held-out pictures' hints, in turn; [""] is nothing but the hint. None: of each what is said
+    of its picture, which tells little where the model knows the picture by that."""
 
 
 class WordStage(TuningStage):

@@ -50,7 +50,8 @@ class Hinted(Beside):
 
 class ControlObjective:
     """`DiffusionObjective`'s loss for a ControlNet. Previews measure it on pictures that are not trained on: the loss
-    with and without it, on the same noise, and how well the edges of what is made agree with the picture's own."""
+    with and without it, on the same noise and without a prompt, by which the model could know the picture; and how well
+    the edges of what is made agree with the picture's own."""
 
     def __init__(
         self,
@@ -64,8 +65,8 @@ class ControlObjective:
         tolerance: int,
         facts: dict[str, Any],
     ) -> None:
-        """held: of the pictures that are measured. prompts: for them, in turn, an empty one standing for the caption.
-        tolerance: of the edges, in pixels."""
+        """held: of the pictures that are measured. prompts: what is made of their hints, in turn; none: of each its
+        caption. tolerance: of the edges, in pixels."""
         self.module: nn.Module = tuned.module
         self.tuned = tuned
         self.diffusion = diffusion
@@ -75,8 +76,7 @@ class ControlObjective:
         self.tolerance = tolerance
         self.data = diffusion.data
         captions = [str(record["caption"]) for record in held.data.records]
-        self.captions = captions
-        self.prompts = [prompts[i % len(prompts)] or text if prompts else text for i, text in enumerate(captions)]
+        self.prompts = [prompts[i % len(prompts)] if prompts else text for i, text in enumerate(captions)]
         self.facts: dict[str, Any] = {**diffusion.facts, "held_out": list(held.data.keys), **facts}
 
     @property
@@ -118,10 +118,10 @@ class ControlObjective:
 
     def _loss(self, given: Conditioning) -> float:
         """Over `_DRAWS` noises and levels for each picture, always the same, drawn as in training."""
-        given = replace(given, context=self.diffusion.context(self.captions))
+        given = replace(given, context=self.diffusion.context([""] * len(self.prompts)))
         total = 0.0
         for draw in range(_DRAWS):
-            streams = [generator(0, "held out", draw, i) for i in range(len(self.captions))]
+            streams = [generator(0, "held out", draw, i) for i in range(len(self.prompts))]
             noised = self.diffusion.denoising.noised(self._latents, streams, 0)
             raw = self.diffusion.model.raw(noised.seen, noised.levels.sigma, given)
             total += float(self.diffusion.denoising.loss(noised, raw)[0]) / _DRAWS
