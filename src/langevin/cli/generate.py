@@ -158,7 +158,7 @@ def output_paths(output: str | None, prompt: str, seeds: tuple[int, ...]) -> lis
     """
     folder = Path(output or ".")
     if output is None or folder.is_dir() or output.endswith(("/", os.sep)):
-        _check_folder(folder, make=True)
+        check_folder(folder, make=True)
         words = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:40].strip("-") or "picture"
         return [(folder / f"{words}-{seed}.png", False) for seed in seeds]
     _check_file(folder)
@@ -219,10 +219,11 @@ def _check_file(path: Path) -> None:
         raise RequestError(f"output {str(path)!r} is not a .png file: pictures are written as PNG, give FILE.png")
     if path.is_dir():
         raise RequestError(f"output {str(path)!r} is a folder: give a file in it")
-    _check_folder(path.parent, make=False)
+    check_folder(path.parent, make=False)
 
 
-def _check_folder(folder: Path, *, make: bool) -> None:
+def check_folder(folder: Path, *, make: bool) -> None:
+    """RequestError unless files can be written in the folder. make: it may be made first."""
     if make and not folder.exists():
         try:
             folder.mkdir(parents=True)

@@ -101,8 +101,9 @@ def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Paramet
     if positional:
         info = typer.Argument(help=text, metavar=name.upper(), show_default=False)
     else:
-        short = [shown.flag] if (shown := _shown(field)).flag else []
-        flag = f"--{name.replace('_', '-')}"
+        shown = _shown(field)
+        short = [shown.flag] if shown.flag else []
+        flag = f"--{shown.option or name.replace('_', '-')}"
         info = typer.Option(flag, *short, help=text, metavar=_metavar(field, shape), show_default=False)
     default: Any = inspect.Parameter.empty if field.is_required() else False if kind is bool else None
     annotation = kind if field.is_required() or kind is bool else kind | None

@@ -29,7 +29,7 @@ def closed(sigmas: Tensor, sigma_min: float) -> Tensor:
     noise is zero. Where the grid's last level above 0 is at or below `sigma_min` already, that one is the end.
     """
     levels = sigmas[sigmas > 0]
-    if sigmas[-1] > 0 or (len(levels) > 1 and levels[-1] <= sigma_min * (1 + 1e-6)):
+    if sigmas[-1] > 0 or levels[-1] <= sigma_min * (1 + 1e-6):
         return levels
     return torch.cat([levels, levels.new_tensor([sigma_min])])
 

@@ -31,6 +31,8 @@ class Shown:
     """A short form, as -n."""
     written: bool = True
     """Whether it is an option there; else the command has a form of its own for it."""
+    option: str | None = None
+    """What the option is called, where it is not called as the field: --from is no name for one."""
 
 
 class Options(BaseModel):
