@@ -56,7 +56,7 @@ def test_the_methods_are_these() -> None:
 @pytest.mark.parametrize("name", ["fixed_point", "edict", "bdia"])
 def test_the_clean_latents_come_back_in_float32(calm: ModelBundle, name: str) -> None:
     """Under guidance too. In units of the largest."""
-    inverted = found(calm, inversion=name, steps=4, guidance=2.0)
+    inverted = found(calm, inversion=name, steps=6, guidance=2.0)
     again = run(regenerate(calm, inverted)).finish()
     clean = inverted.states[-1]
     assert float((again.latents - clean).abs().max()) <= 2e-4 * float(clean.abs().max())
@@ -90,15 +90,19 @@ def test_any_size_and_mode(tiny_bundle: ModelBundle) -> None:
     assert inverted.x.shape == (1, 8, 6, 8)
     assert (inverted.request.width, inverted.request.height) == (30, 21)
     assert run(regenerate(tiny_bundle, inverted)).finish().images[0].size == (30, 21)
+    wider = found(tiny_bundle, given, inversion="ddim", steps=1, width=40)
+    assert wider.x.shape == (1, 4, 6, 10)
+    assert "the picture: 30 x 21 pixels are stretched to 40 x 21" in wider.notices
 
 
 def test_null_text_brings_guidance_back(make_bundle: Any) -> None:
     bundle = make_bundle("v")
-    plain = found(bundle, inversion="ddim", steps=1, guidance=3.0)
-    fitted = found(bundle, inversion="null_text", steps=1, guidance=3.0, iterations=2)
+    plain = found(bundle, inversion="ddim", steps=2, guidance=3.0)
+    fitted = found(bundle, inversion="null_text", steps=2, guidance=3.0, iterations=2)
     assert torch.equal(fitted.x, plain.x)
-    assert fitted.psnr > plain.psnr
-    assert fitted.contexts is not None and fitted.contexts.shape == (1, 77, 32)
+    misses = [run(regenerate(bundle, one)).finish().latents - one.states[-1] for one in (plain, fitted)]
+    assert float(misses[1].square().mean()) < 0.97 * float(misses[0].square().mean())
+    assert fitted.contexts is not None and fitted.contexts.shape == (2, 77, 32)
     assert found(bundle, inversion="null_text", steps=1, iterations=1).request.guidance == 5.0  # the model's
 
 
@@ -205,7 +209,6 @@ def test_other_weights_and_other_shapes_are_refused(
         ({"inversion": "edict", "iterations": 3}, "inversion edict has none"),
         ({"inversion": "null_text", "rescale": 0.5}, "null_text is fitted to plain guidance"),
         ({"strength": 0.0}, "strength 0.0 is out of bounds"),
-        ({"width": 40}, "width 40: the picture has 32 x 32 pixels"),
         ({"prompt": None}, "prompt is missing"),
         ({"sigmas": [2.0, 0.0], "strength": 0.001}, "1 steps leave nothing to turn round"),
         ({"prompt": "[a:b:0.5]", "inversion": "null_text"}, "changes over the run cannot be followed"),

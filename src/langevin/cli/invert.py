@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from langevin.cli.from_picture import Picture
 from langevin.cli.generate import Output, Quiet, check_folder, make_pictures
 from langevin.cli.options import command
 from langevin.errors import RequestError
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from langevin.model.bundle import ModelBundle
     from langevin.tasks.plan import Plan
-
-Picture = Annotated[Path, typer.Argument(metavar="IMAGE", help="The picture.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:
@@ -85,7 +84,7 @@ def regenerate(
     found = read_latent(latent)
     if options.model is None:
         model, revision = whereabouts(found)
-        options = options.changed(model=model, revision=revision)
+        options = options.model_copy(update={"model": model, "revision": revision})
 
     def plan(bundle: ModelBundle, request: InvertRequest) -> Plan:
         check_model(found, bundle)

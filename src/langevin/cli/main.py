@@ -24,6 +24,7 @@ from langevin.cli import (
     from_picture,
     generate,
     hint,
+    invert,
     mapped,
     merge,
     selftest,
@@ -57,6 +58,7 @@ def build() -> typer.Typer:
     for module in (
         generate,
         from_picture,
+        invert,
         control,
         explain,
         convert,

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from langevin.tasks.control_request import ControlOptions, ControlRequest, DepthRequest, SemanticRequest
     from langevin.tasks.controlling import control
+    from langevin.tasks.editing import edit
     from langevin.tasks.from_picture import image_to_image
     from langevin.tasks.from_text import text_to_image
     from langevin.tasks.image_requests import ImageToImageRequest
+    from langevin.tasks.inversion import Inverted, invert, regenerate
+    from langevin.tasks.inversion_request import EditRequest, InvertRequest
+    from langevin.tasks.latent_file import read_latent, write_latent
     from langevin.tasks.mapped import depth_to_image, semantic_to_image
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
@@ -25,8 +29,11 @@ __all__ = [
     "ControlOptions",
     "ControlRequest",
     "DepthRequest",
+    "EditRequest",
     "GenerateRequest",
     "ImageToImageRequest",
+    "InvertRequest",
+    "Inverted",
     "ModelOptions",
     "Plan",
     "Result",
@@ -35,11 +42,16 @@ __all__ = [
     "cascade",
     "control",
     "depth_to_image",
+    "edit",
     "image_to_image",
+    "invert",
+    "read_latent",
+    "regenerate",
     "run",
     "semantic_to_image",
     "text_to_image",
     "upscale",
+    "write_latent",
 ]
 
 _WHERE = {
@@ -47,8 +59,11 @@ _WHERE = {
     "ControlOptions": "langevin.tasks.control_request",
     "ControlRequest": "langevin.tasks.control_request",
     "DepthRequest": "langevin.tasks.control_request",
+    "EditRequest": "langevin.tasks.inversion_request",
     "GenerateRequest": "langevin.tasks.request",
     "ImageToImageRequest": "langevin.tasks.image_requests",
+    "InvertRequest": "langevin.tasks.inversion_request",
+    "Inverted": "langevin.tasks.inversion",
     "ModelOptions": "langevin.tasks.request",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
@@ -56,12 +71,17 @@ _WHERE = {
     "SemanticRequest": "langevin.tasks.control_request",
     "cascade": "langevin.tasks.upscaling",
     "control": "langevin.tasks.controlling",
-    "image_to_image": "langevin.tasks.from_picture",
     "depth_to_image": "langevin.tasks.mapped",
+    "edit": "langevin.tasks.editing",
+    "image_to_image": "langevin.tasks.from_picture",
+    "invert": "langevin.tasks.inversion",
+    "read_latent": "langevin.tasks.latent_file",
+    "regenerate": "langevin.tasks.inversion",
     "run": "langevin.tasks.runner",
     "semantic_to_image": "langevin.tasks.mapped",
     "text_to_image": "langevin.tasks.from_text",
     "upscale": "langevin.tasks.upscaling",
+    "write_latent": "langevin.tasks.latent_file",
 }
 
 

@@ -18,7 +18,6 @@ from langevin.diffusion.guidance import guided, limited
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.prediction import Prediction
 from langevin.errors import RequestError
-from langevin.images.pixels import to_rgb
 from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
@@ -29,16 +28,16 @@ from langevin.model.precision import float32_conditioning, float32_model
 from langevin.model.text import TextEncoder
 from langevin.networks.attention_control import TokenMap
 from langevin.tasks.from_text import HoldsBundle, bundle_of
-from langevin.tasks.inversion import Finished, Frame, Inverted, as_input, decoding_plan, invert
+from langevin.tasks.inversion import Finished, Frame, Inverted, decoding_plan, fitted, invert
 from langevin.tasks.inversion_request import EditRequest
 from langevin.tasks.options import show
+from langevin.tasks.pictures import Given, as_input
 from langevin.tasks.plan import Plan
-from langevin.tasks.setup import Input
 
 
 def edit(
     model: ModelBundle | HoldsBundle,
-    picture: Image.Image | Input,
+    picture: Given,
     request: EditRequest,
     *,
     finished: Finished = lambda share: None,
@@ -51,7 +50,7 @@ def edit(
     bundle = bundle_of(model)
     if bundle.text is None:
         raise RequestError(f"model {bundle.info.name} takes no text: editing needs a text-to-image model")
-    given = as_input(picture)
+    given = as_input("image", picture)
     if request.guidance is None:
         request = request.changed(guidance=bundle.info.default_guidance)
     request = request.changed(negative=request.against, strength=request.turned)
@@ -68,7 +67,7 @@ def edit(
         case "prompt_to_prompt":
             return _prompt_to_prompt(frame, plan, inverted, words)
         case "diffedit":
-            return _diffedit(frame, plan, inverted, given)
+            return _diffedit(frame, plan, inverted, fitted(given, frame.request)[0])
         case _:
             assert_never(request.method)
 
@@ -170,7 +169,7 @@ def _emphasised(bundle: ModelBundle, request: EditRequest) -> list[tuple[list[in
 # -- DiffEdit ------------------------------------------------------------------------------------------------------
 
 
-def _diffedit(frame: Frame, plan: Plan, inverted: Inverted, given: Input) -> Plan:
+def _diffedit(frame: Frame, plan: Plan, inverted: Inverted, picture: Image.Image) -> Plan:
     """The plan that changes the picture only where the two texts disagree (Couairon et al. 2023)."""
     request, diffusion, whole = _request(frame), frame.diffusion, frame.plan.sigmas
     source, _, _ = _told(frame, request.changed(prompt=request.source))
@@ -193,7 +192,7 @@ def _diffedit(frame: Frame, plan: Plan, inverted: Inverted, given: Input) -> Pla
     return replace(
         plan,
         sampler=sampler,
-        finish=_kept_outside(mask, to_rgb(given.picture), 1 if codec is None else codec.downsampling),
+        finish=_kept_outside(mask, picture, 1 if codec is None else codec.downsampling),
         notices=(*plan.notices, f"diffedit: {share:.0%} of the picture is changed, the pixels outside are kept"),
         record={**plan.record, "edit": {"method": request.method, "mask_share": share}},
     )

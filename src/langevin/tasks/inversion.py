@@ -28,7 +28,7 @@ from langevin.tasks.from_text import HoldsBundle, bundle_of, run_numbers, text_t
 from langevin.tasks.inversion_request import InvertRequest, RegenerateRequest
 from langevin.tasks.labels import encode_label
 from langevin.tasks.manifest import describe
-from langevin.tasks.pictures import encode_picture
+from langevin.tasks.pictures import Given, as_input, encode_picture, resized
 from langevin.tasks.plan import Plan, Sampler
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.setup import Input
@@ -76,22 +76,23 @@ class Inverted:
 
 def invert(
     model: ModelBundle | HoldsBundle,
-    picture: Image.Image | Input,
+    picture: Given,
     request: InvertRequest,
     *,
     finished: Finished = lambda share: None,
 ) -> Inverted:
     """Finds the noise from which the deterministic sampler makes `picture`, and measures how well it does.
 
-    The picture may have any size; the prompt says what it shows. Without `guidance` none is used, but with null_text,
-    which is made for the model's own. ddim and null_text walk up without guidance, as their papers do; the others with
-    the request's, which they undo. Nothing here depends on the seed.
+    The picture may have any mode, and is brought to the request's size or keeps its own; the prompt says what it shows.
+    Without `guidance` none is used, but with null_text, which is made for the model's own. ddim and null_text walk up
+    without guidance, as their papers do; the others with the request's, which they undo. Nothing depends on the seed.
 
     Raises RequestError where the model cannot do what is asked, NotFiniteError where the state leaves the numbers.
     """
     bundle = bundle_of(model)
-    given = as_input(picture)
-    frame = Frame.of(bundle, given, request)
+    given = as_input("image", picture)
+    shown, notices = fitted(given, request)
+    frame = Frame.of(bundle, shown, request)
     request, info, sigmas = frame.request, frame.method, frame.sigmas
     phases = 3 if request.inversion == "null_text" else 2
 
@@ -114,18 +115,18 @@ def invert(
     contexts = None
     if request.inversion == "null_text":
         cond, uncond = frame.texts()
-        fitted = []
+        texts = []
         scale = request.guidance or 0.0
         steps = null_text(frame.diffusion, cond, uncond, states, sigmas, scale, iterations=request.most_iterations)
         for i, one in enumerate(steps):
-            fitted.append(one.context)
+            texts.append(one.context)
             report(1, i)
-        contexts = torch.cat(fitted)
+        contexts = torch.cat(texts)
     with torch.no_grad():
         denoiser = frame.denoiser(frame.diffusion, contexts)
         again = _reported(info.decode(denoiser, state, sigmas), lambda i: report(phases - 1, i))
         reached = info.picture(final(again)) * frame.plan.final_scale
-        original = to_tensor(given.picture)
+        original = to_tensor(shown)
         found = _psnr(original, frame.plan.decode(reached))
         ceiling = _psnr(original, frame.plan.decode(frame.x * frame.plan.final_scale))
     return Inverted(
@@ -135,7 +136,7 @@ def invert(
         contexts=None if contexts is None else contexts.cpu(),
         psnr=found,
         autoencoder_psnr=ceiling,
-        notices=(*frame.plan.notices, *_notices(frame, found, ceiling)),
+        notices=(*notices, *frame.plan.notices, *_notices(frame, found, ceiling)),
         record={"inputs": [given.describe()], "model": describe(bundle)},
         states=tuple(states),
     )
@@ -153,7 +154,7 @@ def regenerate(model: ModelBundle | HoldsBundle, inverted: Inverted, **changes: 
     return decoding_plan(bundle, Frame.on(bundle, request, inverted.sigmas), inverted, "regenerate")
 
 
-def regenerate_picture(bundle: ModelBundle, picture: Image.Image | Input, request: RegenerateRequest) -> Plan:
+def regenerate_picture(bundle: ModelBundle, picture: Given, request: RegenerateRequest) -> Plan:
     """The same from the picture itself, which is inverted again."""
     inverted = invert(bundle, picture, request.of_picture())
     return regenerate(bundle, inverted, prompt=request.prompt, negative=request.negative, guidance=request.guidance)
@@ -192,8 +193,10 @@ def decoding_plan(bundle: ModelBundle, frame: Frame, inverted: Inverted, task: s
     )
 
 
-def as_input(picture: Image.Image | Input) -> Input:
-    return picture if isinstance(picture, Input) else Input("image", picture)
+def fitted(given: Input, request: InvertRequest) -> tuple[Image.Image, tuple[str, ...]]:
+    """The picture as it is worked on, 8-bit RGB, upright and of the request's size, and what to say of it."""
+    picture = to_rgb(given.picture)
+    return resized("the picture", picture, request.width or picture.width, request.height or picture.height)
 
 
 def method_of(request: InvertRequest) -> Inversion:
@@ -215,22 +218,16 @@ class Frame:
     """The clean picture's state at the last level, 1 C h w; of a frame without a picture, nothing."""
 
     @classmethod
-    def of(cls, bundle: ModelBundle, given: Input, request: InvertRequest) -> Frame:
-        """The frame of a picture. Raises RequestError where the request asks for another size."""
-        width, height = to_rgb(given.picture).size  # as its orientation turns it
-        for name, size in (("width", width), ("height", height)):
-            if getattr(request, name) not in (None, size):
-                raise RequestError(
-                    f"{name} {getattr(request, name)}: the picture has {width} x {height} pixels, leave it out"
-                )
+    def of(cls, bundle: ModelBundle, picture: Image.Image, request: InvertRequest) -> Frame:
+        """The frame of a picture, in its size."""
         if request.guidance is None and request.inversion != "null_text":
             request = request.changed(guidance=1.0)
         if request.sampler is None:
             request = request.changed(sampler="ddim" if request.compat == "diffusers" else "euler")
-        frame = cls.on(bundle, request.changed(width=width, height=height))
-        clean = encode_picture(bundle.autoencoder, given.picture)
-        if bundle.autoencoder is None and frame.plan.x.shape[1] == 1:
-            clean = to_tensor(given.picture.convert("L"))[:, :1]
+        frame = cls.on(bundle, request.changed(width=picture.width, height=picture.height))
+        clean = encode_picture(bundle.autoencoder, picture)
+        if frame.plan.x.shape[1] == 1:
+            clean = clean.mean(1, keepdim=True)
         # What is decoded is the last state times `final_scale`.
         return replace(frame, x=clean.to(frame.plan.x) / frame.plan.final_scale)
 

@@ -29,9 +29,12 @@ from langevin.images.png import pixels_sha256
 from langevin.model.bundle import ModelBundle
 from langevin.tasks.control_request import ControlRequest, DepthRequest, SemanticRequest
 from langevin.tasks.controlling import control
+from langevin.tasks.editing import edit
 from langevin.tasks.from_picture import image_to_image
 from langevin.tasks.from_text import text_to_image
 from langevin.tasks.image_requests import ImageToImageRequest
+from langevin.tasks.inversion import regenerate_picture
+from langevin.tasks.inversion_request import EditRequest, RegenerateRequest
 from langevin.tasks.mapped import depth_to_image, semantic_to_image
 from langevin.tasks.opening import open_bundle
 from langevin.tasks.options import show
@@ -74,6 +77,10 @@ TASKS: Mapping[str, Task[Any]] = {
     "semantic-to-image": Task(
         SemanticRequest,
         lambda bundle, request, given: semantic_to_image(bundle, given["map"], request, image=given.get("image")),
+    ),
+    "edit": Task(EditRequest, lambda bundle, request, given: edit(bundle, given["image"], request)),
+    "regenerate": Task(
+        RegenerateRequest, lambda bundle, request, given: regenerate_picture(bundle, given["image"], request)
     ),
 }
 """By the manifest's "task"."""
