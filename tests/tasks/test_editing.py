@@ -163,6 +163,8 @@ def test_texts_that_agree_are_refused(calm: ModelBundle) -> None:
         ({"emphasis": {"bird": 2.0}}, r"emphasis: not all of \['bird'\] are words of the new text"),
         ({"prompt": "[a cat:a dog:0.5]", "steps": 2}, "changes over the run cannot be followed"),
         ({"prompt": "a dog BREAK a cat"}, "the two texts fill 77 and 154 tokens"),
+        ({"seamless": "x"}, "seamless and method prompt_to_prompt do not go together"),
+        ({"source": "a cat <lora:none:1>"}, "names a file|none"),
         ({"method": "diff"}, "use prompt_to_prompt, diffedit or plain"),
     ],
 )

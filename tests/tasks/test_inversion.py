@@ -208,6 +208,7 @@ def test_other_weights_and_other_shapes_are_refused(
         ({"compat": "a1111"}, "compat 'a1111' has no inversion"),
         ({"inversion": "edict", "iterations": 3}, "inversion edict has none"),
         ({"inversion": "null_text", "rescale": 0.5}, "null_text is fitted to plain guidance"),
+        ({"inversion": "null_text", "tile": 16}, "tile and null_text do not go together"),
         ({"strength": 0.0}, "strength 0.0 is out of bounds"),
         ({"prompt": None}, "prompt is missing"),
         ({"sigmas": [2.0, 0.0], "strength": 0.001}, "1 steps leave nothing to turn round"),

@@ -33,6 +33,7 @@ from langevin.tasks.inversion_request import EditRequest
 from langevin.tasks.options import show
 from langevin.tasks.pictures import Given, as_input
 from langevin.tasks.plan import Plan
+from langevin.tasks.prompt_files import take_files, with_prompt_files
 
 
 def edit(
@@ -47,7 +48,9 @@ def edit(
     The inversion is done here, since the plan begins with what it finds; `finished` hears of it. Its PSNR is among the
     plan's notices and in its record. Raises RequestError as `invert` does, and where the two texts cannot be compared.
     """
-    bundle = bundle_of(model)
+    if take_files(request.changed(prompt=request.source))[1] != take_files(request.changed(prompt=""))[1]:
+        raise RequestError(f"source {show(request.source)} names a file: name it in the new text, for both")
+    bundle, request = with_prompt_files(bundle_of(model), request)
     if bundle.text is None:
         raise RequestError(f"model {bundle.info.name} takes no text: editing needs a text-to-image model")
     given = as_input("image", picture)

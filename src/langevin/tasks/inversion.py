@@ -30,6 +30,7 @@ from langevin.tasks.labels import encode_label
 from langevin.tasks.manifest import describe
 from langevin.tasks.pictures import Given, as_input, encode_picture, resized
 from langevin.tasks.plan import Plan, Sampler
+from langevin.tasks.prompt_files import with_prompt_files
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.setup import Input
 
@@ -89,7 +90,7 @@ def invert(
 
     Raises RequestError where the model cannot do what is asked, NotFiniteError where the state leaves the numbers.
     """
-    bundle = bundle_of(model)
+    bundle, request = with_prompt_files(bundle_of(model), request)
     given = as_input("image", picture)
     shown, notices = fitted(given, request)
     frame = Frame.of(bundle, shown, request)
@@ -147,10 +148,9 @@ def regenerate(model: ModelBundle | HoldsBundle, inverted: Inverted, **changes: 
 
     Raises RequestError where the model or the changes do not fit.
     """
-    bundle = bundle_of(model)
     if others := changes.keys() - {"prompt", "negative", "guidance"}:
         raise RequestError(f"{min(others)} cannot be changed: the noise was found with it; invert the picture again")
-    request = RegenerateRequest.of(inverted.request, **changes)
+    bundle, request = with_prompt_files(bundle_of(model), RegenerateRequest.of(inverted.request, **changes))
     return decoding_plan(bundle, Frame.on(bundle, request, inverted.sigmas), inverted, "regenerate")
 
 

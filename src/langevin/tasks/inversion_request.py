@@ -60,7 +60,14 @@ class InvertRequest(GenerateRequest):
             raise RequestError(f"iterations are of fixed_point and null_text: inversion {self.inversion} has none")
         if self.inversion == "null_text" and (self.rescale or self.guidance_interval is not None):
             raise RequestError("null_text is fitted to plain guidance: leave rescale and guidance_interval out")
+        if self.inversion == "null_text" or self.compat == "diffusers":
+            self._refuse_area("null_text" if self.inversion == "null_text" else "compat diffusers")
         return self
+
+    def _refuse_area(self, what: str) -> None:
+        for name in ("tile", "seamless"):
+            if getattr(self, name) not in (None, "none"):
+                raise RequestError(f"{name} and {what} do not go together: leave one of them out")
 
     @property
     def most_iterations(self) -> int:
@@ -124,6 +131,8 @@ class EditRequest(InvertRequest):
             for name in names:
                 if self.method != method and getattr(self, name) != type(self).model_fields[name].default:
                     raise RequestError(f"{name} is of {method}: method {self.method} has none, leave it out")
+        if self.method != "plain":
+            self._refuse_area(f"method {self.method}")
         if self.method != "plain" and self.inversion in ("edict", "bdia"):
             raise RequestError(
                 f"method {self.method} follows one state, {self.inversion} has two: use fixed_point, or method plain"
