@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.conftest import MakeBundle, randomise
 
 from langevin.checkpoints import original
@@ -188,6 +189,11 @@ def test_depth_by_a_local_model(tmp_path: Path) -> None:
     assert found.size == (40, 24) and found.mode == "I;16"
     values = np.asarray(found)
     assert values.min() == 0 and values.max() == 65535
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({n: t for n, t in weights.items() if n != "head.head.0.bias"}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 weights of the depth model are missing \(head\.head\.0\.bias\)"):
+        estimate_depth(PICTURE, tmp_path)
+    save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "preprocessor_config.json").write_text('{"size": {"height": -1}}')
     with pytest.raises(CheckpointError, match="is not a width and a height"):
         estimate_depth(PICTURE, tmp_path)

@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from langevin.checkpoints.jsonfile import Fields
+from langevin.checkpoints.tensorfile import in_words
 from langevin.errors import CheckpointError, DataError
 from langevin.images.pixels import to_tensor
+from langevin.model.text_transformers import quietly
 
 _SIDE = 384
 """Pixels of the square that the picture is brought to, where the model's preprocessor does not say another."""
@@ -54,14 +56,20 @@ def _open(folder: Path, device: str) -> Any:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds no depth model: give a folder of the transformers library's")
     try:
-        from transformers import AutoModelForDepthEstimation
+        import transformers
     except ImportError:
         raise CheckpointError("a depth model needs the transformers library: pip install 'langevin[text]'") from None
     try:
-        network: Any = AutoModelForDepthEstimation.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        with quietly(transformers):
+            network: Any
+            network, loaded = transformers.AutoModelForDepthEstimation.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
     except (ValueError, OSError, KeyError) as error:
         reason = (str(error).splitlines() or ["?"])[0][:160]
         raise CheckpointError(f"{folder} cannot be read as a depth model: {reason}") from None
+    if missing := sorted(loaded["missing_keys"]):  # the library would draw them at random
+        raise CheckpointError(f"{folder}: {len(missing)} weights of the depth model are missing ({in_words(missing)})")
     return network.to(device).eval().requires_grad_(False)
 
 

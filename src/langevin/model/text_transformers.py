@@ -214,7 +214,7 @@ def open_encoder(
                 f"expected {digest[:16]}...; give the folder that it was"
             )
     try:
-        with _quietly(transformers):
+        with quietly(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -278,7 +278,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly(transformers: Any) -> Iterator[None]:
     """Without the library's progress bars and its report of weights that this encoder does not use."""
     logging = transformers.utils.logging
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
