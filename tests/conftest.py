@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from langevin.checkpoints import original
+from langevin.checkpoints.config import UPSCALER
 from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.model.autoencoder import Autoencoder
@@ -89,6 +91,37 @@ def make_bundle(tokenizer: Tokenizer) -> MakeBundle:
                 default_steps=4,
                 default_guidance=5.0,
             ),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_upscaler(make_bundle: MakeBundle) -> MakeBundle:
+    """The same as make_bundle, with a U-Net and a schedule like those of Stable Diffusion 2's x4 upscaler."""
+
+    def make(prediction: str = "v", seed: int = 0) -> ModelBundle:
+        bundle = make_bundle(prediction, seed=seed)
+        unet = UNet(
+            UNetConfig(
+                in_channels=7,
+                model_channels=32,
+                channel_mult=(1, 2),
+                num_res_blocks=1,
+                attention_levels=(False, True),
+                cross_attention_only_levels=(False, True),
+                num_heads=2,
+                context_channels=32,
+                num_classes=1000,
+            )
+        )
+        randomise(unet, seed)
+        assert bundle.autoencoder is not None
+        return replace(
+            bundle,
+            diffusion=DiffusionModel(unet, UPSCALER.make(), Prediction(prediction)),
+            autoencoder=Autoencoder(bundle.autoencoder.network, 0.08333),
+            info=replace(bundle.info, name="upscaler", task="upscaling"),
         )
 
     return make

@@ -18,7 +18,7 @@ from langevin.errors import DataError, RequestError
 from langevin.model.conditioning import Conditioning
 from langevin.model.guided import guided_model
 from langevin.networks.unet import UNet
-from langevin.tasks import GenerateRequest, cascade, run, text_to_image, upscale
+from langevin.tasks import GenerateRequest, UpscaleRequest, cascade, run, text_to_image, upscale
 from langevin.training.config import override
 from langevin.training.data import PictureSet, read_data
 from langevin.training.objectives.autoencoder import AutoencoderObjective
@@ -161,13 +161,13 @@ def test_an_upscaler_has_the_published_layout_and_upscales(
     from langevin.images.pixels import to_pictures
 
     picture = to_pictures(torch.nn.functional.avg_pool2d(small[None], 4))[0]
-    request = GenerateRequest(prompt="a red circle", steps=2, seed=5)
+    request = UpscaleRequest(prompt="a red circle", steps=2, seed=5)
     plan = upscale(model, picture, request)
     assert plan.request.width == plan.request.height == 32 and plan.x.shape == (1, 4, 8, 8)
     result = run(plan).finish()
     assert result.images[0].size == (32, 32)
     assert run(upscale(model, picture, request)).finish().images[0].tobytes() == result.images[0].tobytes()
-    other = run(upscale(model, picture, request, level=300)).finish().images[0]
+    other = run(upscale(model, picture, request.changed(noise_level=300))).finish().images[0]
     assert other.tobytes() != result.images[0].tobytes()
     wide = upscale(model, picture.resize((12, 8)), request)
     assert (wide.request.width, wide.request.height) == (48, 32)
@@ -179,16 +179,15 @@ def test_what_cannot_be_upscaled_is_refused(upscaler: tuple[Any, PictureSet, Pat
     _, _, folder = upscaler
     model = langevin.load(folder / "model.safetensors")
     picture = Image.new("RGB", (8, 8))
-    for request, level, message in (
-        ({"prompt": "x"}, 1000, "level 1000 is out of bounds: this model's noise levels are 0 to 999"),
-        ({"prompt": "x", "count": 2}, 20, "2 pictures were asked for: one is upscaled at a time"),
-        ({"prompt": "x", "width": 40}, 20, "size 40 x None: of this picture the model makes 32 x 32"),
-        ({}, 20, "prompt is missing"),
+    for request, message in (
+        ({"noise_level": 1000}, "noise_level 1000 is out of bounds: this model's noise levels are 0 to 999"),
+        ({"count": 2}, "2 pictures were asked for: one is upscaled at a time"),
+        ({"width": 40}, "size 40 x None: of this picture the model makes 32 x 32"),
     ):
         with pytest.raises(RequestError, match=message):
-            upscale(model, picture, GenerateRequest(**request), level=level)
+            upscale(model, picture, UpscaleRequest(**request))
     with pytest.raises(RequestError, match="is for text-to-image: give an upscaler"):
-        upscale(langevin.load(), picture, GenerateRequest(prompt="x"))
+        upscale(langevin.load(), picture, UpscaleRequest(prompt="x"))
 
 
 def test_a_cascade_draws_small_and_then_large(
@@ -202,12 +201,12 @@ def test_a_cascade_draws_small_and_then_large(
     assert base.info.task == "text-to-image" and large.info.task == "upscaling"
     assert base.bundle.autoencoder is None and large.bundle.diffusion.network.config.in_channels == 6
     assert base.generate("a red circle", steps=2, seed=0).images[0].size == (16, 16)
-    request = GenerateRequest(prompt="a red circle", steps=2, seeds=(3, 4))
-    both = cascade(base, large, request, level=100)
+    request = UpscaleRequest(prompt="a red circle", steps=2, seeds=(3, 4), noise_level=100)
+    both = cascade(base, large, request)
     assert [p.size for p in both.small] == [(16, 16)] * 2 and [p.size for p in both.images] == [(32, 32)] * 2
     assert both.seeds == (3, 4)
     # Each picture is its own seed's, whatever is drawn beside it.
-    alone = cascade(base, large, request.changed(seeds=(4,)), level=100)
+    alone = cascade(base, large, request.changed(seeds=(4,)))
     assert alone.images[0].tobytes() == both.images[1].tobytes()
     assert (folder / "clip.safetensors").is_file()
 

@@ -14,7 +14,7 @@ from langevin.errors import RequestError
 from langevin.tasks.request import GenerateRequest, ModelOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from langevin.model.bundle import ModelBundle
     from langevin.tasks.plan import Plan
@@ -53,12 +53,13 @@ def make_pictures(
     output: str | None,
     plan: Callable[[ModelBundle, R], Plan] | None = None,
     *,
+    one_by_one: bool = False,
     quiet: bool,
 ) -> None:
     """Runs a request and writes each picture as soon as it is done, with its path on stdout and notices on stderr.
 
     plan: a task's; None is text to image's. It is called with every seed fixed, after all places to write to have
-    been checked.
+    been checked. one_by_one: it is called for each picture by itself.
     """
     seeds = request.image_seeds()
     request = request.changed(seed=None, count=1, seeds=seeds) if request.seeds else request.changed(seed=seeds[0])
@@ -69,18 +70,30 @@ def make_pictures(
     from langevin.tasks.opening import open_bundle
     from langevin.tasks.runner import run
 
-    running = run((plan or text_to_image)(open_bundle(options), request))
-    saved: list[Path] = []
+    bundle = open_bundle(options)
+    parts = [request.changed(seed=seed, seeds=None, count=1) for seed in seeds] if one_by_one else [request]
+    waiting = iter(paths)
+    notices: dict[str, None] = {}
+    for part in parts:
+        running = run((plan or text_to_image)(bundle, part))
+        _save_all(running, waiting, quiet=quiet)
+        notices.update(dict.fromkeys(running.notices))
+    if not quiet:
+        for notice in notices:
+            typer.echo(f"notice: {notice}", err=True)
+
+
+def _save_all(running: Run, paths: Iterator[tuple[Path, bool]], *, quiet: bool) -> None:
+    """Runs to the end and writes each picture to the next path."""
+    saved = 0
 
     def save_finished() -> None:
-        while len(saved) < len(running.pictures):
-            saved.append(save(running, len(saved), *paths[len(saved)]))
-            typer.echo(saved[-1])
+        nonlocal saved
+        while saved < len(running.pictures):
+            typer.echo(save(running, saved, *next(paths)))
+            saved += 1
 
     follow(running, save_finished, quiet=quiet)
-    if not quiet:
-        for notice in running.notices:
-            typer.echo(f"notice: {notice}", err=True)
 
 
 def reproduce(

@@ -56,6 +56,7 @@ class Noise:
         interval: IntervalNoise | str = IntervalNoise.PATH,
         step_seed_offset: int | None = None,
         skipped: tuple[int, int] = (0, 0),
+        before: tuple[int, ...] | None = None,
     ) -> None:
         """seeds: one per image. shape: of one image, C H W. Numbers are drawn as float32 and then brought to `dtype`.
 
@@ -63,7 +64,8 @@ class Noise:
         stream of their own, seeded with the image's seed plus that number.
 
         skipped: how many draws of each stream go by before the initial noise, and how many between it and that of the
-        first step: other programs spend them on something else.
+        first step: other programs spend them on something else. before: the shape of one more draw, which every stream
+        gives first of all.
 
         Raises RequestError for a seed outside 0 ... 2^64 - 1 or an empty batch.
         """
@@ -79,6 +81,7 @@ class Noise:
         self.interval = IntervalNoise(interval)
         self.step_seed_offset = step_seed_offset
         self.skipped = skipped
+        self.before = before
         self._streams: list[torch.Generator] | None = None
         self._paths = [_BrownianPath(seed, self.shape) for seed in self.seeds]
 
@@ -95,6 +98,7 @@ class Noise:
             interval=self.interval,
             step_seed_offset=self.step_seed_offset,
             skipped=self.skipped,
+            before=self.before,
         )
 
     def fresh(self) -> Noise:
@@ -137,6 +141,8 @@ class Noise:
 
     def _pass_over(self, streams: Sequence[torch.Generator], count: int) -> None:
         for stream in streams:
+            if self.before is not None:
+                _draw(stream, self.before)
             for _ in range(count):
                 _draw(stream, self.shape)
 

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from langevin.tasks.image_requests import ImageToImageRequest
     from langevin.tasks.inversion import Inverted, invert, regenerate
     from langevin.tasks.inversion_request import EditRequest, InvertRequest
+    from langevin.tasks.large_requests import LargeRequest, UpscaleRequest
     from langevin.tasks.latent_file import read_latent, write_latent
     from langevin.tasks.mapped import depth_to_image, semantic_to_image
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
     from langevin.tasks.runner import Result, Run, run
+    from langevin.tasks.two_passes import large
     from langevin.tasks.upscaling import Cascaded, cascade, upscale
 
 __all__ = [
@@ -34,17 +36,20 @@ __all__ = [
     "ImageToImageRequest",
     "InvertRequest",
     "Inverted",
+    "LargeRequest",
     "ModelOptions",
     "Plan",
     "Result",
     "Run",
     "SemanticRequest",
+    "UpscaleRequest",
     "cascade",
     "control",
     "depth_to_image",
     "edit",
     "image_to_image",
     "invert",
+    "large",
     "read_latent",
     "regenerate",
     "run",
@@ -64,11 +69,13 @@ _WHERE = {
     "ImageToImageRequest": "langevin.tasks.image_requests",
     "InvertRequest": "langevin.tasks.inversion_request",
     "Inverted": "langevin.tasks.inversion",
+    "LargeRequest": "langevin.tasks.large_requests",
     "ModelOptions": "langevin.tasks.request",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
     "Run": "langevin.tasks.runner",
     "SemanticRequest": "langevin.tasks.control_request",
+    "UpscaleRequest": "langevin.tasks.large_requests",
     "cascade": "langevin.tasks.upscaling",
     "control": "langevin.tasks.controlling",
     "depth_to_image": "langevin.tasks.mapped",
@@ -77,6 +84,7 @@ _WHERE = {
     "invert": "langevin.tasks.inversion",
     "read_latent": "langevin.tasks.latent_file",
     "regenerate": "langevin.tasks.inversion",
+    "large": "langevin.tasks.two_passes",
     "run": "langevin.tasks.runner",
     "semantic_to_image": "langevin.tasks.mapped",
     "text_to_image": "langevin.tasks.from_text",

@@ -53,7 +53,7 @@ class Area:
             wraps=wraps,
             in_strips=autoencoder is not None and strips_at(request, width, height),
         )
-        step = f * _strides(network)
+        step = f * network_strides(network)
         for name, size, around, inside in zip(
             ("height", "width"), (height, width), wraps, area.network_wraps, strict=True
         ):
@@ -91,7 +91,7 @@ def strips_at(request: GenerateRequest, width: int, height: int) -> bool:
     return request.tiled_decode == "yes" or (request.tiled_decode == "auto" and width * height > WHOLE)
 
 
-def _strides(network: nn.Module) -> int:
+def network_strides(network: nn.Module) -> int:
     """By how much the network's lowest level is smaller than its input."""
     levels = getattr(getattr(network, "config", None), "channel_mult", (1,))
     return int(2 ** (len(levels) - 1))

@@ -97,6 +97,7 @@ def plan_pictures(
         interval=numbers.interval_noise,
         step_seed_offset=numbers.step_seed_offset,
         skipped=setup.skipped,
+        before=setup.before,
     )
     info = SAMPLERS[numbers.sampler]
     options = sampler_options(request, numbers)

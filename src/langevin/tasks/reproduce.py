@@ -35,6 +35,7 @@ from langevin.tasks.from_text import text_to_image
 from langevin.tasks.image_requests import ImageToImageRequest
 from langevin.tasks.inversion import regenerate_picture
 from langevin.tasks.inversion_request import EditRequest, RegenerateRequest
+from langevin.tasks.large_requests import LargeRequest, UpscaleRequest
 from langevin.tasks.mapped import depth_to_image, semantic_to_image
 from langevin.tasks.opening import open_bundle
 from langevin.tasks.options import show
@@ -43,6 +44,8 @@ from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest, ModelOptions
 from langevin.tasks.runner import Run, run
 from langevin.tasks.setup import Input
+from langevin.tasks.two_passes import large
+from langevin.tasks.upscaling import upscale
 
 R = TypeVar("R", bound=GenerateRequest)
 
@@ -82,6 +85,8 @@ TASKS: Mapping[str, Task[Any]] = {
     "regenerate": Task(
         RegenerateRequest, lambda bundle, request, given: regenerate_picture(bundle, given["image"], request)
     ),
+    "upscaling": Task(UpscaleRequest, lambda bundle, request, given: upscale(bundle, given["image"], request)),
+    "large": Task(LargeRequest, lambda bundle, request, given: large(bundle, request)),
 }
 """By the manifest's "task"."""
 

@@ -52,6 +52,8 @@ class Setup:
     """With `start`: the share of the run that is done, in (0, 1]; see `langevin.diffusion.grids.truncated`."""
     skipped: tuple[int, int] = (0, 0)
     """As in `Noise`: draws of each picture's stream that are spent already, and those that are between."""
+    before: tuple[int, ...] | None = None
+    """As in `Noise`: the shape of what each picture's stream has given already."""
     wrap: Callable[[Denoiser], Denoiser] | None = None
     """Put around the guided denoiser, also around the one in float32 that takes over where numbers overflow."""
     finish: Callable[[Image.Image], Image.Image] | None = None
