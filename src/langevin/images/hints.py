@@ -84,9 +84,7 @@ def blurred(pixels: np.ndarray, deviation: float) -> np.ndarray:
     for axis in (0, 1):
         around = [(reach, reach) if a == axis else (0, 0) for a in range(pixels.ndim)]
         padded, size = np.pad(pixels, around, mode="edge"), pixels.shape[axis]
-        pixels = sum(  # type: ignore[assignment]  # not of zero terms, which would be an int
-            weight * padded.take(range(i, i + size), axis) for i, weight in enumerate(weights)
-        )
+        pixels = sum(weight * padded.take(range(i, i + size), axis) for i, weight in enumerate(weights))
     return pixels
 
 
