@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from langevin.tasks.editing import edit
     from langevin.tasks.from_picture import image_to_image
     from langevin.tasks.from_text import text_to_image
-    from langevin.tasks.image_requests import ImageToImageRequest
+    from langevin.tasks.image_requests import ImageToImageRequest, InpaintRequest, OutpaintRequest
+    from langevin.tasks.inpainting import inpaint
     from langevin.tasks.inversion import Inverted, invert, regenerate
     from langevin.tasks.inversion_request import EditRequest, InvertRequest
     from langevin.tasks.large_requests import LargeRequest, UpscaleRequest
     from langevin.tasks.latent_file import read_latent, write_latent
     from langevin.tasks.mapped import depth_to_image, semantic_to_image
+    from langevin.tasks.outpainting import outpaint
     from langevin.tasks.plan import Plan
     from langevin.tasks.request import GenerateRequest, ModelOptions
     from langevin.tasks.runner import Result, Run, run
@@ -34,10 +36,12 @@ __all__ = [
     "EditRequest",
     "GenerateRequest",
     "ImageToImageRequest",
+    "InpaintRequest",
     "InvertRequest",
     "Inverted",
     "LargeRequest",
     "ModelOptions",
+    "OutpaintRequest",
     "Plan",
     "Result",
     "Run",
@@ -48,8 +52,10 @@ __all__ = [
     "depth_to_image",
     "edit",
     "image_to_image",
+    "inpaint",
     "invert",
     "large",
+    "outpaint",
     "read_latent",
     "regenerate",
     "run",
@@ -70,7 +76,9 @@ _WHERE = {
     "InvertRequest": "langevin.tasks.inversion_request",
     "Inverted": "langevin.tasks.inversion",
     "LargeRequest": "langevin.tasks.large_requests",
+    "InpaintRequest": "langevin.tasks.image_requests",
     "ModelOptions": "langevin.tasks.request",
+    "OutpaintRequest": "langevin.tasks.image_requests",
     "Plan": "langevin.tasks.plan",
     "Result": "langevin.tasks.runner",
     "Run": "langevin.tasks.runner",
@@ -85,6 +93,8 @@ _WHERE = {
     "read_latent": "langevin.tasks.latent_file",
     "regenerate": "langevin.tasks.inversion",
     "large": "langevin.tasks.two_passes",
+    "inpaint": "langevin.tasks.inpainting",
+    "outpaint": "langevin.tasks.outpainting",
     "run": "langevin.tasks.runner",
     "semantic_to_image": "langevin.tasks.mapped",
     "text_to_image": "langevin.tasks.from_text",

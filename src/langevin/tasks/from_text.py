@@ -127,6 +127,7 @@ def plan_pictures(
         calls=info.calls_on(numbers.sigmas, **options),
         precision=str(diffusion.dtype).removeprefix("torch."),
         finish=setup.finish,
+        measure=setup.measure,
         denoiser_float32=(lambda: denoiser(float32_model(diffusion), texts.float32())) if half else None,
         decode_float32=(
             (lambda: _decode(float32_autoencoder(autoencoder), height, width))

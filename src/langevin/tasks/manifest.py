@@ -43,6 +43,7 @@ def manifest(plan: Plan, picture: Image.Image, index: int, notices: Sequence[str
             "width": picture.width,
             "height": picture.height,
             "pixels_sha256": pixels_sha256(picture),
+            **({"measured": dict(plan.measure(picture))} if plan.measure else {}),
         },
         "precision": plan.precision,
         "device": str(plan.x.device),

@@ -43,6 +43,8 @@ class Plan:
     decode: Decode
     finish: Callable[[Image.Image], Image.Image] | None = None
     """What becomes of each decoded picture last; None: nothing."""
+    measure: Callable[[Image.Image], Mapping[str, float]] | None = None
+    """Figures of each finished picture, by name; None: none."""
     final_scale: float = 1.0
     """The last state times this is what is decoded: not 1 where another program stops above sigma = 0."""
     batch_size: int = 1

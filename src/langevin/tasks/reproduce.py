@@ -32,13 +32,15 @@ from langevin.tasks.controlling import control
 from langevin.tasks.editing import edit
 from langevin.tasks.from_picture import image_to_image
 from langevin.tasks.from_text import text_to_image
-from langevin.tasks.image_requests import ImageToImageRequest
+from langevin.tasks.image_requests import ImageToImageRequest, InpaintRequest, OutpaintRequest
+from langevin.tasks.inpainting import inpaint
 from langevin.tasks.inversion import regenerate_picture
 from langevin.tasks.inversion_request import EditRequest, RegenerateRequest
 from langevin.tasks.large_requests import LargeRequest, UpscaleRequest
 from langevin.tasks.mapped import depth_to_image, semantic_to_image
 from langevin.tasks.opening import open_bundle
 from langevin.tasks.options import show
+from langevin.tasks.outpainting import outpaint
 from langevin.tasks.pictures import read_input
 from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest, ModelOptions
@@ -87,6 +89,11 @@ TASKS: Mapping[str, Task[Any]] = {
     ),
     "upscaling": Task(UpscaleRequest, lambda bundle, request, given: upscale(bundle, given["image"], request)),
     "large": Task(LargeRequest, lambda bundle, request, given: large(bundle, request)),
+    "inpainting": Task(
+        InpaintRequest,
+        lambda bundle, request, given: inpaint(bundle, given["image"], request, mask=given.get("mask")),
+    ),
+    "outpainting": Task(OutpaintRequest, lambda bundle, request, given: outpaint(bundle, given["image"], request)),
 }
 """By the manifest's "task"."""
 

@@ -133,6 +133,10 @@ class Run:
             pictures = to_pictures(self._decode(x))
             self._pictures += pictures if plan.finish is None else [plan.finish(picture) for picture in pictures]
             self._latents.append(x.cpu())
+            if plan.measure is not None:
+                for i in self.images:
+                    figures = plan.measure(self._pictures[i])
+                    self.notices.append(f"picture {i}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()))
             self._calls = plan.calls * group.stop
         if self.batch_difference is not None:
             self.notices.append(

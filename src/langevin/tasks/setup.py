@@ -58,6 +58,8 @@ class Setup:
     """Put around the guided denoiser, also around the one in float32 that takes over where numbers overflow."""
     finish: Callable[[Image.Image], Image.Image] | None = None
     """What becomes of each picture last: pasting it back into a larger one, bringing back what was not to change."""
+    measure: Callable[[Image.Image], Mapping[str, float]] | None = None
+    """Figures of each finished picture, by name: for the manifest and the notices."""
     inputs: tuple[Input, ...] = ()
     """Named in the manifest."""
     record: Mapping[str, Any] = field(default_factory=dict)
