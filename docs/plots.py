@@ -16,6 +16,7 @@ from langevin.diffusion.prediction import Prediction
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.images.grids import contact_sheet
 from langevin.images.hints import HINTS
+from langevin.images.masks import mask_of_box
 from langevin.images.pixels import to_rgb, to_tensor
 from langevin.training.recipes.emoji import PROMPTS
 
@@ -85,9 +86,33 @@ def hints() -> None:
     sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(IMAGES / "hints.png")
 
 
+def from_pictures() -> None:
+    """A picture at four strengths; one repainted in a box; one continued to both sides."""
+    model = langevin.load()
+    apple = model.generate("a red apple", seed=1).images[0]
+    cells = [apple]
+    cells += [model.img2img(apple, "a green apple", strength=s, seed=2).images[0] for s in (0.3, 0.5, 0.7, 0.9)]
+    _sheet(cells, 5, "image-to-image.png")
+    box = (16, 28, 48, 60)
+    mask = Image.fromarray(mask_of_box(64, 64, box), "L")
+    cells = [apple, mask, *model.inpaint(apple, "a blue heart", box=box, seed=0, count=3).images]
+    _sheet(cells, 5, "inpainting.png")
+    house = model.generate("a house", seed=3).images[0]
+    wide = [model.outpaint(house, "houses", left=24, right=24, feather=f, seed=1).images[0] for f in (0, 4)]
+    before = Image.new("RGB", wide[0].size, (224, 224, 224))
+    before.paste(house, (24, 0))
+    _sheet([before, *wide], 3, "outpainting.png")
+
+
+def _sheet(cells: list[Image.Image], columns: int, name: str) -> None:
+    sheet = contact_sheet(torch.cat([to_tensor(cell) for cell in cells]), columns=columns)
+    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(IMAGES / name)
+
+
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
     schedules()
     grids()
     predictions()
     hints()
+    from_pictures()

@@ -10,8 +10,13 @@ from typing import Any
 from langevin.checkpoints.additions import add_embedding, add_lora
 from langevin.checkpoints.steering import add_steering
 from langevin.model.bundle import CheckpointInfo, ModelBundle
+from langevin.tasks.from_picture import image_to_image
 from langevin.tasks.from_text import text_to_image
+from langevin.tasks.image_requests import ImageToImageRequest, InpaintRequest, OutpaintRequest
+from langevin.tasks.inpainting import inpaint
 from langevin.tasks.opening import open_bundle
+from langevin.tasks.outpainting import outpaint
+from langevin.tasks.pictures import Given
 from langevin.tasks.plan import Plan
 from langevin.tasks.request import GenerateRequest, ModelOptions
 from langevin.tasks.runner import Result, Run, run
@@ -63,6 +68,20 @@ class Model:
             if preview is not None:
                 preview(running)
         return running.finish()
+
+    def img2img(self, picture: Given, prompt: str | None = None, **options: Any) -> Result:
+        """Variations of a picture (PIL or a path) by a text. Options are those of `ImageToImageRequest`."""
+        return run(image_to_image(self.bundle, picture, ImageToImageRequest(prompt=prompt, **options))).finish()
+
+    def inpaint(
+        self, picture: Given, prompt: str | None = None, *, mask: Given | None = None, **options: Any
+    ) -> Result:
+        """A picture with a part painted anew, white in the mask. Options are those of `InpaintRequest`."""
+        return run(inpaint(self.bundle, picture, InpaintRequest(prompt=prompt, **options), mask=mask)).finish()
+
+    def outpaint(self, picture: Given, prompt: str | None = None, **options: Any) -> Result:
+        """A picture continued beyond its edges. Options are those of `OutpaintRequest`."""
+        return run(outpaint(self.bundle, picture, OutpaintRequest(prompt=prompt, **options))).finish()
 
 
 def load(model: str | Path | None = None, **options: Any) -> Model:

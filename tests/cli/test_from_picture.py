@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.images.test_pasting import random_picture
 
 from langevin.cli import main as cli
+from langevin.images.masks import mask_of_box
+from langevin.images.pasting import same_outside, stored
 from langevin.images.png import pixels_sha256, read_png, write_png
 
 
@@ -21,6 +24,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels, "RGB").save("house.png")
+    Image.new("CMYK", (32, 32)).save("cmyk.tiff")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -55,6 +59,24 @@ def test_variations_are_written_with_what_they_came_from_and_made_again(
     assert "house.png is not the image that the picture was made from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("mode", ["P", "I;16", "RGBA"])
+def test_a_repainted_file_is_of_the_mode_of_the_old_and_made_again(model_file: Path, mode: str) -> None:
+    given = random_picture(mode, 30, 21, np.random.default_rng(0))
+    given.save("given.png")
+    Image.fromarray(mask_of_box(30, 21, (3, 3, 20, 18)), "L").save("mask.png")
+    assert run("inpaint", model_file, "given.png", "a", "--mask", "mask.png", "-o", "a.png", "--seed", "3") == 0
+    again = read_png("a.png")[0]
+    assert same_outside(given, again, mask_of_box(30, 21, (3, 3, 20, 18)) > 0)
+    assert run("outpaint", model_file, "given.png", "a", "--left", "9", "-o", "b.png", "--seed", "3") == 0
+    wide, manifest = read_png("b.png")
+    assert wide.size == (39, 21) and stored(wide)[:, 9:].tobytes() == stored(given).tobytes()
+    assert set(manifest["picture"]["measured"]) == {"seam_ratio", "seam_step", "inner_step"}
+    for name in ("a.png", "b.png"):
+        assert cli.run(["reproduce", name, "--verify", "-m", str(model_file)]) == 0
+    Image.new("L", (30, 21), 255).save("mask.png")
+    assert cli.run(["reproduce", "a.png", "--verify", "-m", str(model_file)]) == 2
+
+
 @pytest.mark.parametrize(
     ("inputs", "task", "message"),
     [
@@ -84,6 +106,17 @@ def test_a_manifest_that_names_no_such_input_is_refused(
         (["img2img", "house.png", "a", "--strength", "0"], "strength 0.0 is out of bounds: give 0.01 to 1"),
         (["img2img", "nowhere.png", "a"], "nowhere.png does not exist"),
         (["img2img", "house.png"], "prompt is missing"),
+        (["inpaint", "house.png", "a"], "the mask is missing: give one of mask, box, polygon or alpha"),
+        (["inpaint", "house.png", "a", "--mask", "nowhere.png"], "nowhere.png does not exist"),
+        (["inpaint", "house.png", "a", "--box", "1,1,2"], "box (1, 1, 2) does not fit"),
+        (["inpaint", "house.png", "a", "--box", "1,1,9,9", "--strength", "2"], "strength 2.0 is out of bounds"),
+        (
+            ["inpaint", "cmyk.tiff", "a", "--box", "1,1,9,9"],
+            "cmyk.tiff is of mode CMYK, whose pixels no PNG file holds",
+        ),
+        (["outpaint", "house.png", "a"], "nothing to add: give left, right, top or bottom in pixels, or factor"),
+        (["outpaint", "house.png", "a", "--left", "5000"], "left 5000 is out of bounds: give 0 to 4096"),
+        (["outpaint", "house.png", "a", "--left", "8", "--factor", "2"], "factor cannot go with left"),
         (["img2img", "house.png", "a", "--steps", "3", "--strength", "0.2", "--compat", "diffusers"], "no step at all"),
     ],
 )

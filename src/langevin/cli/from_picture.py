@@ -23,7 +23,7 @@ Mask = Annotated[
     typer.Option(
         "--mask",
         metavar="FILE",
-        help="A picture of the same size, white where IMAGE is repainted. [default: --box, --polygon or --alpha says it]",
+        help="A picture of the same size, white where it is repainted. [default: --box, --polygon or --alpha says it]",
         show_default=False,
     ),
 ]
@@ -103,7 +103,7 @@ def _as_png(role: str, path: str) -> Input:
     given = read_input(role, path)
     if given.picture.mode not in PNG_MODES:
         raise RequestError(
-            f"{path} is of mode {given.picture.mode}, whose pixels no PNG file holds unchanged: convert it to RGB first, "
-            f"or call langevin.tasks from Python"
+            f"{path} is of mode {given.picture.mode}, whose pixels no PNG file holds unchanged: convert it to RGB "
+            "first, or call langevin.tasks from Python"
         )
     return given

@@ -93,6 +93,9 @@ class OutpaintRequest(RepaintRequest):
         le=1,
         description="Share of the run that is done; below 1 what is new begins as the old edges, continued.",
     )
+    feather: int = Field(
+        4, ge=0, le=256, description="Pixels beyond the old edges over which these, extended, and the new are blended."
+    )
     left: Margin = Field(0, description="New pixels on the left.")
     right: Margin = Field(0, description="New pixels on the right.")
     top: Margin = Field(0, description="New pixels above.")

@@ -157,8 +157,8 @@ class _Seen:
         if self.as_diffusers:
             if len(self.seeds) > 1:
                 raise RequestError(
-                    f"{len(self.seeds)} pictures with compat 'diffusers', which draws the masked picture's latents from "
-                    "a picture's own noise: make them one at a time"
+                    f"{len(self.seeds)} pictures with compat 'diffusers', which draws the masked picture's latents "
+                    "from a picture's own noise: make them one at a time"
                 )
             latents = encode_sampled(self.autoencoder, left, self.seeds, draw=spent + 1)
         else:
