@@ -13,6 +13,7 @@ from torch import Tensor
 
 from langevin.diffusion.core import Denoiser, Step
 from langevin.diffusion.guidance import clipped
+from langevin.diffusion.inpainting import BoundSampler
 from langevin.diffusion.inversion import INVERSIONS, Inversion, closed, fixed_point_encode
 from langevin.diffusion.noise import Noise
 from langevin.diffusion.samplers import final
@@ -29,7 +30,7 @@ from langevin.tasks.inversion_request import InvertRequest, RegenerateRequest
 from langevin.tasks.labels import encode_label
 from langevin.tasks.manifest import describe
 from langevin.tasks.pictures import Given, as_input, encode_picture, resized
-from langevin.tasks.plan import Plan, Sampler
+from langevin.tasks.plan import Plan
 from langevin.tasks.prompt_files import with_prompt_files
 from langevin.tasks.prompts import Texts, encode_prompts
 from langevin.tasks.setup import Input
@@ -313,7 +314,7 @@ def _told_the_next(diffusion: DiffusionModel, sigmas: Tensor) -> DiffusionModel:
     return replace(diffusion, times=times)
 
 
-def _downwards(info: Inversion, state: Tensor) -> Sampler:
+def _downwards(info: Inversion, state: Tensor) -> BoundSampler:
     """Decoding as a plan's sampler: it is given the picture's half of the state."""
 
     def sampler(denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from langevin.diffusion.core import Denoiser, Step
+from langevin.diffusion.core import Denoiser
+from langevin.diffusion.inpainting import BoundSampler
 from langevin.diffusion.noise import Noise
 from langevin.tasks.request import GenerateRequest
-
-
-class Sampler(Protocol):
-    """A sampler with its options bound."""
-
-    def __call__(self, denoiser: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Iterator[Step]: ...
-
 
 Decode = Callable[[Tensor], Tensor]
 """Latents B C h w to pictures B 3 H W in about [-1, 1], of the very size asked for."""
@@ -37,7 +31,7 @@ class Plan:
     """Where sampling starts, float32 N C h w, variance-exploding coordinates."""
     sigmas: Tensor
     """The grid, float64 [n + 1], descending."""
-    sampler: Sampler
+    sampler: BoundSampler
     noise: Noise
     """The streams that `x` came from. It is not drawn from: a run takes its own copy of each picture's stream."""
     decode: Decode
