@@ -44,7 +44,7 @@ def test_requests_need_pydantic_but_not_torch(bare: set[str]) -> None:
 def test_help_does_not_import_torch(bare: set[str]) -> None:
     commands = [["--help"], ["--version"]]
     names = ("generate", "reproduce", "explain", "convert", "info", "selftest", "train", "finetune", "evaluate")
-    commands += [[name, "--help"] for name in (*names, "compare", "shapes")]
+    commands += [[name, "--help"] for name in (*names, "compare", "shapes", "upscale", "cascade", "large")]
     found = modules_after(f"from langevin.cli.main import run; assert not any([run(c) for c in {commands}])") - bare
     assert not heavy(found)
     assert len(found) < 500, len(found)
