@@ -193,7 +193,8 @@ def test_inconsistent_runs_are_refused(case: str, steps: int) -> None:
 
 ILL_CONDITIONED = {("heun", 2), ("dpm2", 2), ("dpm2_ancestral", 2)}
 """One step from sigma 14.6 to 0.03: the slope at its end or middle is a difference of nearly equal numbers divided by
-a small sigma and multiplied by a large step. Two float32 programs that do the same sums in another order differ."""
+a small sigma and multiplied by a large step, and the latents reach 46. What differs is what float32 leaves of the
+tables in diffusers, 500 times over, by the processor. There the tolerance is relative to the latents."""
 
 
 @pytest.fixture(autouse=True)
@@ -215,7 +216,8 @@ def test_same_latents(case: str, prediction: Prediction, steps: int) -> None:
     assert len(network.seen) == len(their_times)
     # The midpoints of dpm2_ancestral lie on grid levels, where it interpolates in log sigma and we in sigma.
     assert network.seen == pytest.approx(their_times, abs=0.05 if sampler == "dpm2_ancestral" else 2e-3)
-    assert (a - b).abs().max() <= (3e-3 if (sampler, steps) in ILL_CONDITIONED else TOLERANCE)
+    scale = float(a.abs().max()) if (sampler, steps) in ILL_CONDITIONED else 1.0
+    assert (a - b).abs().max() <= TOLERANCE * scale
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not SAMPLERS[CASES[c][0]].stochastic and not CASES[c][4]])

@@ -14,7 +14,8 @@ from tests.conftest import MakeBundle
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
 from langevin.tasks import GenerateRequest, Plan, run, text_to_image
-from langevin.tasks.from_text import _decode, _size_notices, completed
+from langevin.tasks.area import _size_notices
+from langevin.tasks.from_text import _decode, completed
 
 
 def plan(bundle: ModelBundle, **options: Any) -> Plan:
