@@ -1,7 +1,7 @@
 """How well pictures of the packaged model keep to edges, without a ControlNet and with one; a sheet of eight of them.
 
     langevin train emoji-edges --data FOLDER --out runs/edges
-    python benchmarks/edge_controlnet.py --data FOLDER --controlnet runs/edges/controlnet.safetensors [--count 24]
+    python benchmarks/edge_controlnet.py --data FOLDER --controlnet runs/edges/controlnet.safetensors [--count 16]
 
 The hints are edges of pictures of the recipe's split val, which the ControlNet was not trained on, at equal distances;
 picture i has the seed i, nothing picked. Two prompts are tried: none, and the caption of the next picture, which has
@@ -21,13 +21,11 @@ import torch
 from PIL import Image
 
 import langevin
-from langevin.checkpoints.steering import load_steering
 from langevin.evaluation.edges import edge_agreement, edges_of
 from langevin.images.grids import contact_sheet
 from langevin.images.hints import canny
 from langevin.images.pixels import to_pictures, to_tensor
-from langevin.tasks import ControlOptions, ControlRequest, Steer, control
-from langevin.tasks.setup import Input
+from langevin.tasks import ControlOptions, ControlRequest, control, text_to_image
 from langevin.training.data import read_data
 from langevin.training.recipes.emoji_edges import emoji_edges
 
@@ -39,7 +37,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--controlnet", type=Path, required=True)
     parser.add_argument("--model", help="weights; without it, the model inside the package")
-    parser.add_argument("--count", type=int, default=24, help="pictures that are measured, at least 8")
+    parser.add_argument("--count", type=int, default=16, help="pictures that are measured, at least 8")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("docs/images/edge-controlnet.png"))
@@ -55,15 +53,18 @@ def main() -> None:
     others = captions[1:] + captions[:1]
 
     model = langevin.load(arguments.model)
-    network = load_steering(arguments.controlnet, model.bundle)
+    steerable = model.with_controlnet(arguments.controlnet)
 
     def drawn(prompts: list[str], steered: bool) -> list[Image.Image]:
         pictures = []
         for seed, (prompt, hint) in enumerate(zip(prompts, hints, strict=True)):
-            request = ControlRequest(prompt=prompt, seed=seed, steps=arguments.steps)
-            options = ControlOptions(strength=1.0 if steered else 0.0)
-            steer = Steer(picture=Input("control 0", hint), options=options, through=network)
-            pictures += langevin.run(control(model, request, [steer])).finish().images
+            options = {"prompt": prompt, "seed": seed, "steps": arguments.steps}
+            plan = (
+                control(steerable, [hint], ControlRequest(**options, controls=(ControlOptions(),)))
+                if steered
+                else text_to_image(model, ControlRequest(**options))
+            )
+            pictures += langevin.run(plan).finish().images
         return pictures
 
     rows = {

@@ -3,8 +3,8 @@
 Command:   langevin train emoji-edges --data FOLDER --out runs/edges
 Data:      of the recipe `emoji` the pictures that `emoji-second` is trained on; those of its split val are held out
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      not measured
-Expected:  edges of what is made agree with the hint's far better than without; docs/controlnet-training.md
+Time:      19 min with one thread on a machine that was busy with other things; 21 pictures/s when it was not
+Expected:  edge F1 0.87 without a prompt (0.35 without control); docs/controlnet-training.md for the rest
 """
 
 from __future__ import annotations
