@@ -33,7 +33,7 @@ Networks = Annotated[
         "--controlnet",
         metavar="FILE",
         help="What each hint acts through, in their order: a ControlNet or T2I-Adapter, as file, diffusers folder or "
-        "Hub id. [default: the ControlNet in the model's own file]",
+        "Hub id; emoji-edges is the one inside the package. [default: the ControlNet in the model's own file]",
         show_default=False,
     ),
 ]
