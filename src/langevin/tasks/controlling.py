@@ -114,9 +114,11 @@ def _networks(bundle: ModelBundle, count: int) -> Sequence[ControlNet | T2IAdapt
     if bundle.steering:
         if len(bundle.steering) != count:
             raise RequestError(
-                f"{count} controls and {len(bundle.steering)} networks to act through: give one network a control"
+                f"{count} controls and {len(bundle.steering)} networks to act through: give each its own (--controlnet)"
             )
         return bundle.steering
     if bundle.controlnet is None:
-        raise RequestError(f"the file of model {bundle.info.name} holds no ControlNet: give one network a control")
+        raise RequestError(
+            f"the file of model {bundle.info.name} holds no ControlNet: name one for each control (--controlnet)"
+        )
     return [bundle.controlnet] * count
