@@ -193,8 +193,26 @@ def test_inconsistent_runs_are_refused(case: str, steps: int) -> None:
 
 ILL_CONDITIONED = {("heun", 2), ("dpm2", 2), ("dpm2_ancestral", 2)}
 """One step from sigma 14.6 to 0.03: the slope at its end or middle is a difference of nearly equal numbers divided by
-a small sigma and multiplied by a large step, and the latents reach 46. What differs is what float32 leaves of the
-tables in diffusers, 500 times over, by the processor. There the tolerance is relative to the latents."""
+a small sigma and multiplied by a large step. Two float32 programs that do the same sums in another order differ."""
+
+
+def without_cancellation(reference: Any) -> None:
+    """The table that diffusers has for dpm2_ancestral, again from its own levels. It takes sigma_down as the root of
+    s1^2 - up^2, which from 14.6 to 0.03 leaves two of the digits of float32, and the processor decides about the rest.
+    It is s1^2 / s, and the middle between s and it in the logarithm is s1."""
+    original = reference.set_timesteps
+
+    def set_timesteps(steps: int) -> None:
+        original(steps)
+        levels = torch.cat([reference.sigmas[:1], reference.sigmas[1:-1:2]])
+        down, middle = levels[1:] ** 2 / levels[:-1], levels[1:].clone()
+        middle[-1] = 0.0
+        for name, values in (("sigmas_down", down), ("sigmas_interpol", middle)):
+            table = torch.cat([values[:1], values[1:].repeat_interleave(2)])
+            kept = getattr(reference, name)
+            setattr(reference, name, torch.cat([table, kept[len(table) :]]))
+
+    reference.set_timesteps = set_timesteps
 
 
 @pytest.fixture(autouse=True)
@@ -209,6 +227,8 @@ def test_same_latents(case: str, prediction: Prediction, steps: int) -> None:
     sampler, name, grid, config, options = CASES[case]
     kind = {Prediction.EPSILON: "epsilon", Prediction.V: "v_prediction"}[prediction]
     reference = scheduler(name, prediction_type=kind, **config)
+    if (sampler, steps) == ("dpm2_ancestral", 2):
+        without_cancellation(reference)
     network = Network(torch.float32)
     a = theirs(reference, network, steps, torch.float32, **options)[-1]
     their_times, network.seen = network.seen, []
@@ -216,8 +236,7 @@ def test_same_latents(case: str, prediction: Prediction, steps: int) -> None:
     assert len(network.seen) == len(their_times)
     # The midpoints of dpm2_ancestral lie on grid levels, where it interpolates in log sigma and we in sigma.
     assert network.seen == pytest.approx(their_times, abs=0.05 if sampler == "dpm2_ancestral" else 2e-3)
-    scale = float(a.abs().max()) if (sampler, steps) in ILL_CONDITIONED else 1.0
-    assert (a - b).abs().max() <= TOLERANCE * scale
+    assert (a - b).abs().max() <= (3e-3 if (sampler, steps) in ILL_CONDITIONED else TOLERANCE)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not SAMPLERS[CASES[c][0]].stochastic and not CASES[c][4]])
