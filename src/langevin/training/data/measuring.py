@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from langevin.images.patches import label_patches
 from langevin.images.pixels import to_rgb
 from langevin.training.data.shapes import COLOURS, SHAPES, SIZES, Scene, Thing, coverage
 
@@ -90,18 +91,8 @@ def _unclear(reason: str) -> Measurement:
 
 def _patches(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(rows, columns) of each set of pixels that touch one another, sides and corners."""
-    left = {(int(r), int(c)) for r, c in zip(*np.nonzero(ink), strict=True)}
-    patches = []
-    while left:
-        border = [left.pop()]
-        patch = list(border)
-        while border:
-            r, c = border.pop()
-            near = {(r + i, c + j) for i in (-1, 0, 1) for j in (-1, 0, 1)} & left
-            left -= near
-            border += near
-            patch += near
-        patches.append((np.array([p[0] for p in patch]), np.array([p[1] for p in patch])))
+    labels = label_patches(ink)
+    patches = [np.nonzero(labels == i) for i in range(1, int(labels.max()) + 1)]
     return sorted(patches, key=lambda p: (int(p[0].min()), int(p[1].min())))
 
 
