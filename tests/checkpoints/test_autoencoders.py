@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from langevin.checkpoints import places
 from langevin.checkpoints.additions import set_autoencoder
 from langevin.checkpoints.convert import convert
 from langevin.checkpoints.loader import load_bundle
+from langevin.checkpoints.original import write
 from langevin.errors import CheckpointError
 from langevin.model.bundle import ModelBundle
 from langevin.networks.autoencoder import AutoencoderKL
@@ -65,6 +67,24 @@ def test_it_comes_from_a_file_a_folder_a_model_or_a_name(
             assert not torch.allclose(bundle.autoencoder.decode(latent), expected, atol=1e-2)
         assert [(a.kind, a.file.path) for a in changed.info.additions] == [("vae", file)]
         assert changed.diffusion is bundle.diffusion
+
+
+def test_groups_are_kept_in_files_and_folders(bundle: ModelBundle, tmp_path: Path) -> None:
+    """The weights do not tell the number of groups: our own files and a folder's config.json do."""
+    network = tiny.random_network(AutoencoderKL(replace(tiny.CODEC, groups=8)), seed=51)
+    assert isinstance(network, AutoencoderKL) and bundle.autoencoder is not None
+    changed = replace(bundle, autoencoder=replace(bundle.autoencoder, network=network))
+    latent = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = network.decode(latent / 0.18215)
+    layout = replace(bundle.info.layout, complete=False) if bundle.info.layout else None
+    write(replace(changed, info=replace(bundle.info, layout=layout)), tmp_path / "own.safetensors")
+    convert(tmp_path / "own.safetensors", tmp_path / "folder", "diffusers")
+    for place in (tmp_path / "own.safetensors", tmp_path / "folder"):
+        for found in (load_bundle(place), set_autoencoder(bundle, place)):
+            assert found.autoencoder is not None and found.autoencoder.network.config.groups == 8
+            with torch.no_grad():
+                assert torch.allclose(found.autoencoder.decode(latent), expected, atol=1e-5)
 
 
 def test_what_does_not_fit_is_said(

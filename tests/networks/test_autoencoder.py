@@ -11,11 +11,13 @@ from langevin.networks.autoencoder import AutoencoderConfig, AutoencoderKL
 
 
 @pytest.mark.parametrize(
-    ("channel_mult", "blocks", "latent"), [((1, 2, 2, 2), 2, 4), ((1, 1, 2), 1, 3)], ids=["f8", "f4"]
+    ("channel_mult", "blocks", "latent", "groups"),
+    [((1, 2, 2, 2), 2, 4, 32), ((1, 1, 2), 1, 3, 32), ((1, 2), 1, 4, 8)],
+    ids=["f8", "f4", "f2 of 8 groups"],
 )
-def test_moments_and_pictures_agree(channel_mult: tuple[int, ...], blocks: int, latent: int) -> None:
+def test_moments_and_pictures_agree(channel_mult: tuple[int, ...], blocks: int, latent: int, groups: int) -> None:
     config = AutoencoderConfig(
-        base_channels=32, channel_mult=channel_mult, num_res_blocks=blocks, latent_channels=latent
+        base_channels=32, channel_mult=channel_mult, num_res_blocks=blocks, latent_channels=latent, groups=groups
     )
     ours = AutoencoderKL(config).eval()
     theirs = diffusers.AutoencoderKL(
@@ -24,6 +26,7 @@ def test_moments_and_pictures_agree(channel_mult: tuple[int, ...], blocks: int, 
         up_block_types=("UpDecoderBlock2D",) * len(channel_mult),
         layers_per_block=blocks,
         latent_channels=latent,
+        norm_num_groups=groups,
     ).eval()
     randomise(theirs)
     copy_autoencoder(ours, theirs)

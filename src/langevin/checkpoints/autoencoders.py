@@ -11,6 +11,7 @@ from torch import nn
 
 from langevin.checkpoints import diffusers_configs as configs
 from langevin.checkpoints import hub, model_folders, places
+from langevin.checkpoints.config import CONFIG_KEY, ModelConfig
 from langevin.checkpoints.jsonfile import Fields
 from langevin.checkpoints.loader import open_tensors
 from langevin.checkpoints.recognise import VAE, Kind, recognise
@@ -105,8 +106,10 @@ def _locate(source: str, *, revision: str | None, half: bool, allow_pickle: bool
 def _original(file: TensorFile, prefix: str) -> AutoencoderCheckpoint:
     tensors = {name.removeprefix(prefix): info for name, info in file.tensors.items() if name.startswith(prefix)}
     tensors = {name: info for name, info in tensors.items() if not name.startswith(_NOT_USED)}
+    text = file.metadata.get(CONFIG_KEY)
+    stated = None if text is None else ModelConfig.from_json(text, file.label).autoencoder
     try:
-        config = AutoencoderConfig(**autoencoder_shape(tensors))
+        config = AutoencoderConfig(**autoencoder_shape(tensors)) if stated is None else stated
     except UnknownArchitectureError as error:
         raise CheckpointError(f"{file.label}: {error}; expected an autoencoder of Stable Diffusion 1.x / 2.x") from None
     except ValueError as error:

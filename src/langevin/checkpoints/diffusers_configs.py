@@ -63,7 +63,7 @@ _CONTROL_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 _VAE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "act_fn": ("silu",), "norm_num_groups": (32,), "mid_block_add_attention": (True,),
+    "act_fn": ("silu",), "mid_block_add_attention": (True,),
     "use_quant_conv": (True,), "use_post_quant_conv": (True,),
 }  # fmt: skip
 
@@ -174,6 +174,7 @@ def read_vae(fields: Fields) -> tuple[AutoencoderConfig, float]:
         base_channels=widths[0],
         channel_mult=tuple(w // widths[0] for w in widths),
         num_res_blocks=fields.get("layers_per_block", int, 1),
+        groups=fields.get("norm_num_groups", int, 32),
     )
     for name in ("sample_size", "force_upcast"):
         fields.take(name, None)
@@ -315,7 +316,7 @@ def vae_json(config: AutoencoderConfig, scale_factor: float, sample_size: int) -
         "in_channels": config.in_channels,
         "latent_channels": config.latent_channels,
         "layers_per_block": config.num_res_blocks,
-        "norm_num_groups": 32,
+        "norm_num_groups": config.groups,
         "out_channels": config.in_channels,
         "sample_size": sample_size,
         "scaling_factor": scale_factor,

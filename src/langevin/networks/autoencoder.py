@@ -20,19 +20,24 @@ class AutoencoderConfig:
     latent_channels: int = 4
     """Channels of the latent."""
     base_channels: int = 128
-    """Channels of the first level: a multiple of 32."""
+    """Channels of the first level: a multiple of `groups`."""
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     """Channels of each level, as multiples of `base_channels`; the size halves len(channel_mult) - 1 times."""
     num_res_blocks: int = 2
     """Residual blocks of each level in the encoder; the decoder has one more."""
+    groups: int = GROUPS
+    """Groups of each GroupNorm. With one channel a group it is instance normalisation, which takes the mean of every
+    channel, and with it the colour of a flat picture, out of the features: narrow networks want fewer groups."""
 
     def __post_init__(self) -> None:
-        check_counts(self, in_channels=1, latent_channels=1, base_channels=1, num_res_blocks=1)
+        check_counts(self, in_channels=1, latent_channels=1, base_channels=1, num_res_blocks=1, groups=1)
         if not self.channel_mult:
             raise ValueError("channel_mult is empty: give one entry for each level")
         for mult in self.channel_mult:
-            if mult * self.base_channels <= 0 or mult * self.base_channels % GROUPS:
-                raise ValueError(f"a level of {mult * self.base_channels} channels: must be a multiple of {GROUPS}")
+            if mult * self.base_channels <= 0 or mult * self.base_channels % self.groups:
+                raise ValueError(
+                    f"a level of {mult * self.base_channels} channels: must be a multiple of {self.groups}"
+                )
 
     @property
     def factor(self) -> int:
@@ -40,18 +45,18 @@ class AutoencoderConfig:
         return 2 ** (len(self.channel_mult) - 1)
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(GROUPS, channels, eps=1e-6)
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
     """Two convolutions around a skip connection."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = norm(channels)
+        self.norm1 = norm(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = norm(out_channels)
+        self.norm2 = norm(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -65,9 +70,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Self-attention over the pixels with a single head."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -84,11 +89,11 @@ class AttnBlock(nn.Module):
 class Middle(nn.Module):
     """The lowest level: residual block, attention, residual block."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = AttnBlock(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups)
+        self.attn_1 = AttnBlock(channels, groups)
+        self.block_2 = ResnetBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: B C H W, returns the same."""
@@ -109,14 +114,14 @@ class AsymmetricDownsample(nn.Module):
         return h
 
 
-def res_blocks(channels: int, out_channels: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(ResnetBlock(channels if i == 0 else out_channels, out_channels) for i in range(count))
+def res_blocks(channels: int, out_channels: int, count: int, groups: int) -> nn.ModuleList:
+    return nn.ModuleList(ResnetBlock(channels if i == 0 else out_channels, out_channels, groups) for i in range(count))
 
 
 class DownLevel(nn.Module):
-    def __init__(self, channels: int, out_channels: int, blocks: int, *, last: bool) -> None:
+    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, *, last: bool) -> None:
         super().__init__()
-        self.block = res_blocks(channels, out_channels, blocks)
+        self.block = res_blocks(channels, out_channels, blocks, groups)
         self.downsample = nn.Identity() if last else AsymmetricDownsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,9 +132,9 @@ class DownLevel(nn.Module):
 
 
 class UpLevel(nn.Module):
-    def __init__(self, channels: int, out_channels: int, blocks: int, *, last: bool) -> None:
+    def __init__(self, channels: int, out_channels: int, blocks: int, groups: int, *, last: bool) -> None:
         super().__init__()
-        self.block = res_blocks(channels, out_channels, blocks)
+        self.block = res_blocks(channels, out_channels, blocks, groups)
         self.upsample = nn.Identity() if last else Upsample(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,11 +152,11 @@ class Encoder(nn.Module):
         widths = [config.base_channels * mult for mult in config.channel_mult]
         self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList(
-            DownLevel(before, width, config.num_res_blocks, last=i == len(widths) - 1)
+            DownLevel(before, width, config.num_res_blocks, config.groups, last=i == len(widths) - 1)
             for i, (before, width) in enumerate(zip([config.base_channels, *widths], widths, strict=False))
         )
-        self.mid = Middle(widths[-1])
-        self.norm_out = norm(widths[-1])
+        self.mid = Middle(widths[-1], config.groups)
+        self.norm_out = norm(widths[-1], config.groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -170,12 +175,12 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.base_channels * mult for mult in config.channel_mult]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1])
+        self.mid = Middle(widths[-1], config.groups)
         self.up = nn.ModuleList(
-            UpLevel(before, width, config.num_res_blocks + 1, last=i == 0)
+            UpLevel(before, width, config.num_res_blocks + 1, config.groups, last=i == 0)
             for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
-        self.norm_out = norm(widths[0])
+        self.norm_out = norm(widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

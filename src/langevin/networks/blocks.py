@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 GROUPS = 32
-"""Groups of every GroupNorm here and in the autoencoder: channel numbers are multiples of it."""
+"""Groups of every GroupNorm here, and in the autoencoder unless it is told otherwise: channel numbers are multiples of
+it."""
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -32,10 +32,13 @@ def shapes() -> TextToImageConfig:
         # The captions are whole phrases with their articles.
         captions=CaptionConfig(article_share=0.0, keyword_share=0.0, style_share=0.0),
         autoencoder=AutoencoderStage(
-            network=AutoencoderConfig(base_channels=32, channel_mult=(1, 1), num_res_blocks=1, latent_channels=4),
+            # With the usual 32 groups, one a channel, all shapes come out in one colour.
+            network=AutoencoderConfig(
+                base_channels=32, channel_mult=(1, 1), num_res_blocks=1, latent_channels=4, groups=8
+            ),
             loop=LoopConfig(
-                steps=1000, batch_size=32, learning_rate=1e-3, warmup=50, weight_decay=0.0,
-                ema_decay=0.995, save_every=250, sample_every=1000,
+                steps=800, batch_size=32, learning_rate=1e-3, warmup=50, weight_decay=0.0,
+                ema_decay=0.995, save_every=200, sample_every=200,
             ),
         ),
         clip=ClipStage(
@@ -48,8 +51,8 @@ def shapes() -> TextToImageConfig:
                 activation="gelu", projection=128,
             ),
             loop=LoopConfig(
-                steps=1500, batch_size=128, learning_rate=1e-3, warmup=100, weight_decay=0.1,
-                beta2=0.98, ema_decay=0.995, save_every=250, sample_every=1500,
+                steps=1200, batch_size=128, learning_rate=1e-3, warmup=100, weight_decay=0.1,
+                beta2=0.98, ema_decay=0.995, save_every=200, sample_every=1200,
             ),
         ),
         diffusion=DiffusionStage(
@@ -60,7 +63,7 @@ def shapes() -> TextToImageConfig:
             guidance=3.0,
             preview_prompts=PROMPTS,
             loop=LoopConfig(
-                steps=6000, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000
+                steps=3000, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000
             ),
         ),
     )  # fmt: skip
