@@ -78,7 +78,9 @@ def latent_fashion() -> LatentSystem:
     return LatentSystem(
         data=_DATA,
         autoencoder=CodecStage(
-            network=AutoencoderConfig(base_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, latent_channels=4),
+            network=AutoencoderConfig(
+                base_channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, latent_channels=4, groups=8
+            ),
             kl_weight=1e-3,
             loop=LoopConfig(
                 steps=4000, batch_size=32, learning_rate=1e-3, warmup=100, weight_decay=0.0, ema_decay=0.995,

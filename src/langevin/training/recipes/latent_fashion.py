@@ -22,7 +22,9 @@ def latent_fashion() -> ClassLatentsConfig:
     return ClassLatentsConfig(
         data=DataConfig(size=32, include={"split": ("train",)}),
         autoencoder=AutoencoderStage(
-            network=AutoencoderConfig(base_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, latent_channels=4),
+            network=AutoencoderConfig(
+                base_channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, latent_channels=4, groups=8
+            ),
             loop=LoopConfig(
                 steps=3000, batch_size=32, learning_rate=6e-4, warmup=100, weight_decay=0.0, ema_decay=0.998,
                 save_every=500, sample_every=500,

@@ -2,7 +2,7 @@
 would be read as inpainting, so there is a sixth that does not occur).
 
 Command:   langevin train shapes-depth --data shapes --out runs/shapes-depth        (shapes-semantic alike)
-Data:      langevin shapes shapes --count 10000 --size 64
+Data:      langevin shapes shapes
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
 Time:      not measured
 Expected:  not measured
@@ -12,32 +12,25 @@ from __future__ import annotations
 
 import dataclasses
 
-from langevin.training.captions import CaptionConfig
 from langevin.training.conditioned import ConditionedConfig
 from langevin.training.conditions import Condition, Depth, Semantic
-from langevin.training.data import DataConfig
-from langevin.training.recipes.emoji import emoji
+from langevin.training.recipes.shapes import shapes
 
 
 def shapes_depth() -> ConditionedConfig:
-    """Drawn shapes from a text and a depth map, 64 x 64 pixels."""
-    return _shapes(Depth(), 5)
+    """Drawn shapes from a text and a depth map, 32 x 32 pixels."""
+    return _with_map(Depth(), 5)
 
 
 def shapes_semantic() -> ConditionedConfig:
-    """Drawn shapes from a text and a map of classes, 64 x 64 pixels."""
-    return _shapes(Semantic(classes=6), 10)
+    """Drawn shapes from a text and a map of classes, 32 x 32 pixels."""
+    return _with_map(Semantic(classes=6), 10)
 
 
-def _shapes(condition: Condition, channels: int) -> ConditionedConfig:
-    plain = emoji()
+def _with_map(condition: Condition, channels: int) -> ConditionedConfig:
+    """The recipe `shapes` with further input channels: its autoencoder and CLIP can be copied from a run of it."""
+    plain = shapes()
     network = dataclasses.replace(plain.diffusion.network, in_channels=channels)
-    clip = plain.clip.model_copy(update={"vocabulary": 544})
-    return ConditionedConfig(
-        data=DataConfig(size=64, include={"split": ("train",)}),
-        captions=CaptionConfig(article_share=0.0),
-        autoencoder=plain.autoencoder,
-        clip=clip,
-        diffusion=plain.diffusion.model_copy(update={"network": network, "include": {}, "preview_prompts": ("",) * 8}),
-        condition=condition,
-    )
+    parts = {name: getattr(plain, name) for name in ("seed", "data", "captions", "autoencoder", "clip")}
+    diffusion = plain.diffusion.model_copy(update={"network": network, "preview_prompts": ("",) * 8})
+    return ConditionedConfig(**parts, diffusion=diffusion, condition=condition)
