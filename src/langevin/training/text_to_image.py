@@ -54,6 +54,9 @@ class AutoencoderStage(Config):
     """A further term on the features of a frozen network. null: none."""
     adversarial: AdversarialConfig | None = None
     """A discriminator that trains beside the autoencoder. null: none."""
+    crop: int | None = Field(None, ge=1)
+    """Side in pixels of a random square of each picture, which is learned from in its place: less work a step, more
+    places. null: whole pictures."""
     loop: LoopConfig
 
     @model_validator(mode="after")
@@ -255,7 +258,7 @@ def autoencoder_objective(
     network = AutoencoderKL(part.network)
     perceptual = None
     if part.perceptual is not None:
-        size = min(min(pictures.shape[-2:]) for pictures in data.parts)
+        size = part.crop or min(min(pictures.shape[-2:]) for pictures in data.parts)
         perceptual = make_perceptual(part.perceptual, own_tower, size, device)
     return AutoencoderObjective(
         network,
@@ -263,6 +266,7 @@ def autoencoder_objective(
         seed=seed,
         kl_weight=part.kl_weight,
         edge_weight=part.edge_weight,
+        crop=part.crop,
         device=device,
         perceptual=perceptual,
         adversarial=part.adversarial,

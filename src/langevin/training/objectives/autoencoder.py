@@ -3,6 +3,7 @@ they are wanted, a perceptual and an adversarial term."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from langevin.errors import RequestError
 from langevin.images.grids import save_grid
 from langevin.networks.autoencoder import AutoencoderKL
 from langevin.training.data import PictureSet
@@ -24,6 +26,9 @@ class AutoencoderObjective:
     The differences weigh edges, on which the eye judges flat drawings, and need no network of features. A perceptual
     term measures the error in the features of a frozen network; a discriminator, which trains beside, tells whether
     patches look like pictures at all. `module` is the network itself, or with a discriminator both.
+
+    crop: side in pixels of the random square of each picture that is learned from; None: the whole picture.
+    RequestError where it does not fit the pictures or the network's factor.
     """
 
     def __init__(
@@ -35,9 +40,17 @@ class AutoencoderObjective:
         kl_weight: float,
         edge_weight: float,
         device: str,
+        crop: int | None = None,
         perceptual: Perceptual | None = None,
         adversarial: AdversarialConfig | None = None,
     ) -> None:
+        if crop is not None:
+            smallest = min(side for part in data.parts for side in part.shape[-2:])
+            if crop % network.config.factor or crop > smallest:
+                raise RequestError(
+                    f"autoencoder.crop {crop}: a multiple of the factor {network.config.factor} and at most the "
+                    f"pictures' {smallest} pixels"
+                )
         self.module: nn.Module = with_discriminator(network, adversarial).to(device)
         self.network = network
         self.data = data
@@ -45,6 +58,7 @@ class AutoencoderObjective:
         self.kl_weight = kl_weight
         self.edge_weight = edge_weight
         self.device = device
+        self.crop = crop
         self.perceptual = perceptual
         self.adversarial_config = adversarial
         self.adversarial: Adversarial | None = None
@@ -63,6 +77,8 @@ class AutoencoderObjective:
             "kl_weight": self.kl_weight,
             "edge_weight": self.edge_weight,
         }
+        if self.crop is not None:
+            facts["crop"] = self.crop
         if self.perceptual is not None:
             facts["perceptual"] = self.perceptual.facts
         if self.adversarial_config is not None:
@@ -71,6 +87,8 @@ class AutoencoderObjective:
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = self.data.views(samples, self.seed).to(self.device)
+        if self.crop is not None:
+            images = cropped(images, self.crop, sample_generators(self.seed, "crop", step, samples))
         mean, logvar = self.network.moments(images)
         mean, logvar = mean.float(), logvar.float()
         noise = normal(sample_generators(self.seed, "posterior", step, samples), mean.shape[1:]).to(mean)
@@ -102,6 +120,15 @@ class AutoencoderObjective:
         assert isinstance(codec, AutoencoderKL)
         images = self.data.images(self.data.some(8)).to(self.device)
         save_grid(path, torch.cat([images, codec.decode(codec.moments(images)[0])]), columns=8)
+
+
+def cropped(images: Tensor, side: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """A random square of each picture, B C side side, its place from the picture's own generator. images: B C H W."""
+    squares = []
+    for image, stream in zip(images, generators, strict=True):
+        y, x = (int(torch.randint(size - side + 1, (), generator=stream)) for size in image.shape[-2:])
+        squares.append(image[:, y : y + side, x : x + side])
+    return torch.stack(squares)
 
 
 @torch.no_grad()
