@@ -15,6 +15,7 @@ from langevin.diffusion.core import Estimate
 from langevin.diffusion.diffedit import changed_where, disagreement
 from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
+from langevin.model.local_blend import LocalBlend
 from langevin.tasks import Result, run
 from langevin.tasks.editing import edit
 from langevin.tasks.inversion_request import EditRequest
@@ -63,6 +64,30 @@ def test_methods_and_shares_differ(calm: ModelBundle) -> None:
     torch.testing.assert_close(latents[0], latents[3], rtol=0, atol=1e-4)  # nothing followed
     for i, j in ((0, 1), (1, 2), (1, 4)):
         assert float((latents[i] - latents[j]).abs().max()) > 1e-3, (i, j)
+
+
+def test_words_say_where_the_picture_is_changed(calm: ModelBundle) -> None:
+    """Above the highest attention there is no place: the inversion's own last state. From 0 on it is every place."""
+    nowhere, somewhere, everywhere = (edited(calm, local=("dog", "cat"), local_threshold=k) for k in (1.0, 0.9, 0.0))
+    blend = somewhere.plan.sampler
+    assert isinstance(blend, LocalBlend)
+    kept = blend.states[-1] * somewhere.plan.final_scale
+    assert torch.equal(nowhere.latents, kept)
+    torch.testing.assert_close(everywhere.latents, edited(calm).latents, rtol=0, atol=1e-4)
+    same = (somewhere.latents == kept).all(1)
+    assert 0 < same.float().mean() < 1
+    assert somewhere.plan.request.local == ("dog", "cat")  # type: ignore[attr-defined]
+    again = EditRequest(**somewhere.manifests[0]["request"])
+    assert torch.equal(run(edit(calm, picture(), again)).finish().latents, somewhere.latents)
+
+
+def test_words_that_are_in_neither_text_are_refused(calm: ModelBundle) -> None:
+    with pytest.raises(RequestError, match="local: 'house' is in neither text"):
+        edited(calm, local=("house",))
+    with pytest.raises(RequestError, match="local is of prompt_to_prompt: method plain has none"):
+        edited(calm, local=("dog",), method="plain")
+    with pytest.raises(RequestError, match="local_threshold is of local"):
+        edited(calm, local_threshold=0.5)
 
 
 def test_all_inversions_serve(calm: ModelBundle) -> None:

@@ -38,12 +38,17 @@ def token_map(
             matrix[i:i_end, j:j_end] = 1 / (j_end - j)
             share[j:j_end] = 1
     for word, factor in emphasis:
-        places = [j for j in range(len(target)) if word and list(target[j : j + len(word)]) == list(word)]
+        places = places_of(word, target)
         if not places:
             raise ValueError(f"tokens {list(word)} are not in the text")
-        for j in places:
-            weight[j : j + len(word)] = factor
+        weight[places] = factor
     return TokenMap(matrix, share, weight)
+
+
+def places_of(word: Sequence[int], text: Sequence[int]) -> list[int]:
+    """Every place in a text's ids at which a token of the word stands, wherever the word does as a whole."""
+    starts = [j for j in range(len(text)) if word and list(text[j : j + len(word)]) == list(word)]
+    return sorted({j + k for j in starts for k in range(len(word))})
 
 
 def following(
@@ -56,19 +61,22 @@ def following(
     *,
     cross: float = 0.8,
     pixels: float = 0.4,
+    always: bool = False,
 ) -> Denoiser:
     """D of `target` whose attention follows what the network attends to for `source` at `states`.
 
     states: the source's state, 1 C h w, at each level of the grid that a step starts from; no other level may be asked
     for. cross, pixels: the shares of the run, from its beginning, in which attention to the text and self-attention
-    follow (0.8 and 0.4 in the authors' examples). Emphasis of `tokens` acts as long as `cross` does.
+    follow (0.8 and 0.4 in the authors' examples). Emphasis of `tokens` acts as long as `cross` does. always: the source
+    stays beside the target where nothing follows it, so that the attention of both can be watched.
     """
 
     def part(share: float) -> Denoiser:
         with_text, with_pixels = share < cross, share < pixels
-        if not (with_text or with_pixels):
+        if not (with_text or with_pixels or always):
             return conditioned(model, target)
-        network = controlled(model.network, cross=tokens if with_text else None, pixels=with_pixels)
+        idle = tokens.idle() if always else None
+        network = controlled(model.network, cross=tokens if with_text else idle, pixels=with_pixels)
         return _beside(replace(model, network=network), source, target, states)
 
     ends = sorted({0.0, cross, pixels} - {1.0})

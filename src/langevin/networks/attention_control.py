@@ -7,6 +7,9 @@ is in the same batch. So any number of threads may run copies and original at on
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +36,25 @@ class TokenMap:
     """[L'] in [0, 1]: how much of a target token's attention is taken over; the rest is its own."""
     weight: Tensor
     """[L']: what each target token's attention is multiplied with (attention re-weighting); 1 changes nothing."""
+
+    def idle(self) -> TokenMap:
+        """One by which nothing follows."""
+        return TokenMap(self.source, torch.zeros_like(self.share), torch.ones_like(self.weight))
+
+
+_WATCHING: ContextVar[list[Tensor] | None] = ContextVar("_WATCHING", default=None)
+
+
+@contextmanager
+def watched() -> Iterator[list[Tensor]]:
+    """Collects, of each call inside, the maps that controlled layers attend to the text by: B N L, the mean over the
+    heads, layer after layer. Only of calls in this thread."""
+    maps: list[Tensor] = []
+    before = _WATCHING.set(maps)
+    try:
+        yield maps
+    finally:
+        _WATCHING.reset(before)
 
 
 class ControlledAttention(nn.Module):
@@ -61,8 +83,10 @@ class ControlledAttention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self.tokens is not None:
-            own = attention_map(q, k, upcast=self.upcast)
-            return followed(own, self.tokens).to(v.dtype) @ v
+            maps = followed(attention_map(q, k, upcast=self.upcast), self.tokens)
+            if (watching := _WATCHING.get()) is not None:
+                watching.append(maps.mean(1))
+            return maps.to(v.dtype) @ v
         if q.shape[2] > self.largest:
             return attend(q, k, v, upcast=self.upcast)
         source = slice(0, 1)

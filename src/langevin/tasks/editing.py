@@ -21,8 +21,9 @@ from langevin.errors import RequestError
 from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Conditioning
 from langevin.model.diffusion_model import DiffusionModel
-from langevin.model.following import following, token_map
+from langevin.model.following import following, places_of, token_map
 from langevin.model.guided import conditioned
+from langevin.model.local_blend import LocalBlend
 from langevin.model.null_text import null_text_guided
 from langevin.model.precision import float32_conditioning, float32_model
 from langevin.model.text import TextEncoder
@@ -94,6 +95,8 @@ def _prompt_to_prompt(frame: Frame, plan: Plan, inverted: Inverted, words: list[
         raise RequestError(f"emphasis: not all of {show(list(request.emphasis))} are words of the new text") from None
     states = dict(zip(inverted.sigmas.tolist(), inverted.states, strict=True))
     parts = _Parts(frame, request, inverted.contexts, source, target, uncond, tokens, states)
+    if request.local:
+        plan = replace(plan, sampler=_local_blend(frame, inverted, source_ids, target_ids))
     return replace(
         plan,
         denoiser=parts.denoiser(frame.diffusion),
@@ -126,6 +129,7 @@ class _Parts:
             sigmas,
             cross=request.cross_share,
             pixels=request.self_share,
+            always=bool(request.local),
         )
         scale = request.guidance or 0.0
         if self.contexts is not None:
@@ -140,6 +144,22 @@ class _Parts:
     def denoiser_float32(self) -> Denoiser:
         source, target, uncond = map(float32_conditioning, (self.source, self.target, self.uncond))
         return replace(self, source=source, target=target, uncond=uncond).denoiser(float32_model(self.frame.diffusion))
+
+
+def _local_blend(frame: Frame, inverted: Inverted, source: list[int], target: list[int]) -> LocalBlend:
+    """The sampler that keeps the picture's own states where attention is not on the words of `local`."""
+    request, text = _request(frame), frame.bundle.text
+    if not isinstance(text, TextEncoder):
+        raise RequestError(f"local: the text encoder of {frame.bundle.info.name} does not say which tokens a word has")
+    found: tuple[list[int], list[int]] = ([], [])
+    for word in request.local:
+        ids = text.tokenizer.encode(word)
+        there = [places_of(ids, told) for told in (source, target)]
+        if not any(there):
+            raise RequestError(f"local: {show(word)} is in neither text: give words of what the picture shows or shall")
+        for places, more in zip(found, there, strict=True):
+            places.extend(more)
+    return LocalBlend(inverted.states, *found, request.local_threshold)
 
 
 def _request(frame: Frame) -> EditRequest:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from langevin.errors import RequestError
-from langevin.tasks.options import Options, Shown
+from langevin.tasks.options import FromList, Options, Shown
 from langevin.tasks.request import GenerateRequest
 
 InversionName = Literal["ddim", "fixed_point", "edict", "bdia", "null_text"]
@@ -112,6 +112,16 @@ class EditRequest(InvertRequest):
     emphasis: Annotated[dict[str, float], Shown("none")] = Field(
         {}, description="prompt_to_prompt: words of the new text and what their attention is multiplied with."
     )
+    local: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Shown("everywhere"), FromList] = Field(
+        (), description="prompt_to_prompt: a word of either text; the picture is changed only where attention is on it."
+    )
+    local_threshold: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="prompt_to_prompt: share of the highest attention from which on a place belongs to the words of "
+        "local.",
+    )
     mask_level: float = Field(
         0.5, gt=0, le=1, description="diffedit: how far up the run the two texts are compared, as a strength."
     )
@@ -124,7 +134,7 @@ class EditRequest(InvertRequest):
         if self.prompt is None:
             raise RequestError("prompt is missing: say with --to what the picture shall show")
         of = {
-            "prompt_to_prompt": ("cross_share", "self_share", "emphasis"),
+            "prompt_to_prompt": ("cross_share", "self_share", "emphasis", "local", "local_threshold"),
             "diffedit": ("mask_level", "mask_samples"),
         }
         for method, names in of.items():
@@ -137,6 +147,8 @@ class EditRequest(InvertRequest):
             raise RequestError(
                 f"method {self.method} follows one state, {self.inversion} has two: use fixed_point, or method plain"
             )
+        if self.local_threshold != type(self).model_fields["local_threshold"].default and not self.local:
+            raise RequestError("local_threshold is of local: say with it which words the change is about")
         if self.method == "diffedit" and self.inversion == "null_text":
             raise RequestError("method diffedit does not use a fitted text: use inversion fixed_point or ddim")
         return self
