@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from PIL import Image
 
 from langevin.diffusion.core import Estimate
 from langevin.errors import RequestError
 from langevin.model.adapted import with_lora
 from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Adapter, Conditioning
+from langevin.networks import strips
+from langevin.networks.controlnet import ControlNet
 from langevin.networks.lora import LoraWeights
-from langevin.tasks import GenerateRequest, run, text_to_image
+from langevin.networks.unet import UNet
+from langevin.tasks import (
+    ControlRequest,
+    GenerateRequest,
+    ImageToImageRequest,
+    InpaintRequest,
+    InvertRequest,
+    control,
+    image_to_image,
+    inpaint,
+    run,
+    text_to_image,
+)
 from langevin.tasks.area import Area
+from langevin.tasks.inversion import Frame
 
 
 def request(**options: Any) -> GenerateRequest:
@@ -42,6 +58,40 @@ def test_large_pictures_are_decoded_in_strips_and_it_is_said(tiny_bundle: ModelB
     assert not small.notices
     assert large.notices == ("1028 x 1024: decoded in strips, which gives the same within rounding",)
     assert not text_to_image(tiny_bundle, request(width=1028, height=1024, tiled_decode="no")).notices
+
+
+def test_what_a_picture_begins_with_is_encoded_in_strips(
+    tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the result is decoded in strips, in every task; the same within rounding."""
+    picture = Image.linear_gradient("L").resize((40, 24)).convert("RGB")
+    mask = Image.new("L", (40, 24), 0)
+    mask.paste(255, (8, 8, 16, 16))
+    common = {"prompt": "a red apple", "steps": 2, "seed": 3, "guidance": 1.0}
+    steered = replace(tiny_bundle, controlnet=ControlNet.from_unet(cast(UNet, tiny_bundle.diffusion.network)))
+
+    def starts(tiled: Any, compat: Any) -> list[torch.Tensor]:
+        told: Any = {**common, "tiled_decode": tiled, "compat": compat}
+        return [
+            image_to_image(tiny_bundle, picture, ImageToImageRequest(**told)).x,
+            inpaint(tiny_bundle, picture, InpaintRequest(**told, strength=0.5), mask=mask).x,
+            control(steered, [picture], ControlRequest(**told), image=picture).x,
+            Frame.of(tiny_bundle, picture, InvertRequest(prompt="a red apple", steps=2, tiled_decode=tiled)).x,
+        ]
+
+    seen = 0
+
+    def encode(*given: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        return whole(*given)
+
+    whole = strips.encode
+    monkeypatch.setattr(strips, "encode", encode)
+    for compat in ("langevin", "diffusers"):
+        for a, b in zip(starts("yes", compat), starts("no", compat), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+    assert seen == 8
 
 
 @pytest.mark.parametrize("axes", ["x", "y", "both"])

@@ -1,4 +1,4 @@
-"""How the area of a picture is computed: as a whole, in overlapping tiles, on a torus, decoded in strips."""
+"""How the area of a picture is computed: as a whole, in overlapping tiles, on a torus, en- and decoded in strips."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from langevin.networks.wrapping import wrapping
 from langevin.tasks.request import GenerateRequest
 
 N = TypeVar("N", bound=nn.Module)
+A = TypeVar("A", Autoencoder, Autoencoder | None)
 
 WHOLE = 1024 * 1024
-"""Pictures of more pixels than this are decoded in strips, unless the request says otherwise."""
+"""Pictures of more pixels than this are encoded and decoded in strips, unless the request says otherwise."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -89,6 +90,14 @@ class Area:
 def strips_at(request: GenerateRequest, width: int, height: int) -> bool:
     """Whether a picture of this size is decoded in strips."""
     return request.tiled_decode == "yes" or (request.tiled_decode == "auto" and width * height > WHOLE)
+
+
+def encoding(autoencoder: A, request: GenerateRequest) -> A:
+    """The autoencoder for a picture of a completed request's size that something begins with: in strips where the
+    result is decoded in strips. None stays None."""
+    if autoencoder is None:
+        return autoencoder
+    return replace(autoencoder, in_strips=strips_at(request, request.width or 0, request.height or 0))
 
 
 def network_strides(network: nn.Module) -> int:

@@ -9,6 +9,7 @@ from PIL import ImageOps
 
 from langevin.images.pixels import to_tensor
 from langevin.model.autoencoder import Autoencoder
+from langevin.tasks.area import encoding
 from langevin.tasks.control_request import SteeredRequest
 from langevin.tasks.pictures import encode_picture, encode_sampled, resized
 from langevin.tasks.setup import Input, Setup
@@ -29,6 +30,7 @@ def with_beginning(setup: Setup, autoencoder: Autoencoder, given: Input, request
     picture = ImageOps.exif_transpose(given.picture)
     fitted, notices = resized("the picture", picture, request.width or 0, request.height or 0)
     pixels = to_tensor(fitted)
+    autoencoder = encoding(autoencoder, request)
     sampled = request.compat == "diffusers"  # which starts from a sample of the posterior
     return replace(
         setup,

@@ -10,6 +10,7 @@ from torch import Tensor
 from langevin.images.pixels import to_tensor
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import ModelBundle
+from langevin.tasks.area import encoding
 from langevin.tasks.from_text import HoldsBundle, bundle_of, completed, parts_of, plan_pictures
 from langevin.tasks.image_requests import ImageToImageRequest
 from langevin.tasks.labels import pixel_channels
@@ -36,13 +37,14 @@ def image_to_image(model: ModelBundle | HoldsBundle, picture: Given, request: Im
     fitted, notices = resized("the picture", upright, request.width or 0, request.height or 0)
     pixels = to_tensor(fitted)
     sampled = autoencoder is not None and request.compat == "diffusers"
+    seeds = request.image_seeds() if sampled else None
     plan = plan_pictures(
         bundle,
         autoencoder,
         text,
         request,
         Setup(
-            start=_start(bundle, autoencoder, pixels, request.image_seeds() if sampled else None),
+            start=_start(bundle, encoding(autoencoder, request), pixels, seeds),
             strength=request.strength,
             skipped=(1, 0) if sampled else (0, 0),
             inputs=(given,),

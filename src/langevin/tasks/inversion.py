@@ -25,6 +25,7 @@ from langevin.model.diffusion_model import DiffusionModel
 from langevin.model.guided import conditioned
 from langevin.model.null_text import null_text, null_text_guided
 from langevin.model.precision import is_finite
+from langevin.tasks.area import encoding
 from langevin.tasks.from_text import HoldsBundle, bundle_of, run_numbers, text_to_image
 from langevin.tasks.inversion_request import InvertRequest, RegenerateRequest
 from langevin.tasks.labels import encode_label
@@ -226,7 +227,7 @@ class Frame:
         if request.sampler is None:
             request = request.changed(sampler="ddim" if request.compat == "diffusers" else "euler")
         frame = cls.on(bundle, request.changed(width=picture.width, height=picture.height))
-        clean = encode_picture(bundle.autoencoder, picture)
+        clean = encode_picture(encoding(bundle.autoencoder, frame.request), picture)
         if frame.plan.x.shape[1] == 1:
             clean = clean.mean(1, keepdim=True)
         # What is decoded is the last state times `final_scale`.

@@ -25,6 +25,7 @@ from langevin.images.pixels import to_rgb, to_tensor
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Conditioning
+from langevin.tasks.area import encoding
 from langevin.tasks.from_picture import with_start_notice
 from langevin.tasks.from_text import completed, parts_of, plan_pictures, run_numbers
 from langevin.tasks.image_requests import RepaintRequest
@@ -130,7 +131,8 @@ class _Seen:
     def __init__(
         self, bundle: ModelBundle, autoencoder: Autoencoder | None, canvas: Canvas, request: RepaintRequest
     ) -> None:
-        self.bundle, self.autoencoder, self.request, self.soft = bundle, autoencoder, request, canvas.soft
+        self.bundle, self.request, self.soft = bundle, request, canvas.soft
+        self.autoencoder = encoding(autoencoder, request)
         self.device = bundle.diffusion.device
         self.seeds = request.image_seeds()
         self.as_diffusers = request.compat == "diffusers" and autoencoder is not None

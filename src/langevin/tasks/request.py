@@ -192,7 +192,7 @@ class GenerateRequest(Options):
     )
     tiled_decode: Literal["auto", "yes", "no"] = Field(
         "auto",
-        description="Decode in strips: the same picture within rounding in less memory; auto does from 1024 x 1024 on.",
+        description="Encode and decode in strips: the same within rounding in less memory; auto: above 1024 x 1024.",
     )
     compat: CompatName = Field(
         "langevin", description="By whose conventions: the same seed gives that program's picture."
