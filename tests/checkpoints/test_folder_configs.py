@@ -97,4 +97,5 @@ def test_networks_survive_their_json() -> None:
     for config in (tiny.SD1, tiny.SD2, tiny.UPSCALER, UNetConfig(scale_shift_norm=True, upcast_attention=True)):
         assert read_unet(Fields(unet_json(config, 64), "x")) == (config, 64)
     for config in (tiny.SD1, tiny.SD2):
-        assert read_controlnet(Fields(controlnet_json(config, 3), "x")) == (config, 3)
+        for pooled in (False, True):
+            assert read_controlnet(Fields(controlnet_json(config, 3, pooled=pooled), "x")) == (config, 3, pooled)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints import tiny
 
 from langevin.checkpoints.adapters import open_adapter_file, open_adapter_folder
+from langevin.checkpoints.controlnets import open_control_file, write_control_file, write_control_folder
 from langevin.checkpoints.describe import describe
 from langevin.checkpoints.loader import load_controlnet, open_tensors
 from langevin.checkpoints.steering import check_adapter_fits, check_fits
@@ -77,6 +78,21 @@ def test_what_is_no_adapter_for_this_family_is_refused(tmp_path: Path) -> None:
         save_file(tensors, tmp_path / "x.safetensors")
         with pytest.raises(CheckpointError, match=words):
             open_adapter_file(open_tensors(tmp_path / "x.safetensors"))
+
+
+def test_pooled_residuals_are_said_beside_the_weights(tmp_path: Path) -> None:
+    """By the authors' YAML, or in a diffusers folder; the original layout alone cannot hold it."""
+    tensors = {n: v for n, v in tiny.single_file(control=True).items() if n.startswith("control_model.")}
+    save_file(tensors, tmp_path / "shuffle.safetensors")
+    assert not load_controlnet(tmp_path / "shuffle.safetensors").pooled
+    (tmp_path / "shuffle.yaml").write_text("model: {params: {only_mid_control: False, global_average_pooling: True}}")
+    assert load_controlnet(tmp_path / "shuffle.safetensors").pooled
+    opened = open_control_file(open_tensors(tmp_path / "shuffle.safetensors"))
+    write_control_folder(opened, tmp_path / "folder")
+    assert load_controlnet(tmp_path / "folder").pooled
+    with pytest.raises(CheckpointError, match="its residuals are pooled, which the original layout leaves to a file"):
+        write_control_file(opened, tmp_path / "again.safetensors")
+    assert not (tmp_path / "again.safetensors").exists()
 
 
 def test_a_diffusers_controlnet_outside_its_folder(tmp_path: Path) -> None:

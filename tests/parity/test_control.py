@@ -31,7 +31,7 @@ PROMPT, NEGATIVE, SEED, GUIDANCE, STEPS, SIZE = "a red apple", "blurry", 3, 4.0,
 class Both(NamedTuple):
     parts: dict[str, Any]
     networks: list[Any]
-    """diffusers' ControlNets, two, then its T2I-Adapter."""
+    """diffusers' ControlNets, two, then its T2I-Adapter and a ControlNet whose residuals are pooled."""
     bundle: ModelBundle
     steering: list[Any]
     """The same as we load them."""
@@ -55,6 +55,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Both:
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     ).save_pretrained(folder / "model")
     networks = [*(diffusers.ControlNetModel(**UNET) for _ in range(2)), diffusers.T2IAdapter(channels=[32, 64])]
+    networks.append(diffusers.ControlNetModel(**UNET, global_pool_conditions=True))
     bundle = load_bundle(folder / "model")
     steered = bundle
     for i, network in enumerate(networks):
@@ -70,7 +71,7 @@ def theirs(both: Both, which: list[int], sampler: str = "DDIMScheduler", **optio
     networks = [both.networks[i] for i in which]
     beside = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     parts = {**both.parts, "scheduler": getattr(diffusers, sampler)(**_known(sampler))}
-    if which[0] < 2:
+    if which[0] != 2:
         network = networks[0] if len(networks) == 1 else networks
         pipeline = diffusers.StableDiffusionControlNetPipeline(**parts, controlnet=network, **beside)
     else:
@@ -119,6 +120,7 @@ CASES: dict[str, tuple[list[int], dict[str, Any], list[dict[str, float]], dict[s
         [{"end": 0.6}, {"start": 0.5}],
         {},
     ),
+    "pooled": ([3], {"controlnet_conditioning_scale": 0.8}, [{"strength": 0.8}], {}),
     "adapter": ([2], {"adapter_conditioning_scale": 0.7}, [{"strength": 0.7}], {}),
 }  # fmt: skip
 

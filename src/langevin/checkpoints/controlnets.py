@@ -18,6 +18,7 @@ from langevin.checkpoints.jsonfile import Fields
 from langevin.checkpoints.recognise import CONTROL, Kind, recognise
 from langevin.checkpoints.safetensors_file import write_safetensors
 from langevin.checkpoints.shapes import Shape, UnknownArchitectureError, controlnet_shape
+from langevin.checkpoints.sidecar import beside
 from langevin.checkpoints.tensorfile import TensorFile, in_words
 from langevin.checkpoints.transfer import WORDS, Outgoing, Part, fit
 from langevin.checkpoints.weightfiles import open_weights, variants
@@ -40,11 +41,13 @@ class ControlCheckpoint:
     config: UNetConfig
     hint_channels: int
     part: Part
+    pooled: bool = False
+    """Whether its residuals are averaged over all places."""
 
     def network(self) -> ControlNet:
         """On the meta device."""
         with torch.device("meta"):
-            return ControlNet(self.config, self.hint_channels)
+            return ControlNet(self.config, self.hint_channels, pooled=self.pooled)
 
 
 def is_control_folder(path: Path) -> bool:
@@ -62,7 +65,7 @@ def open_control_file(file: TensorFile, *, steered: UNetConfig | None = None) ->
     that was taken out of its folder with the config.json beside it.
 
     steered: the U-Net that it is for: that one's number of attention heads is taken where the width of the context does
-    not tell it by convention.
+    not tell it by convention. A YAML beside the file, as the original ones have it, says whether residuals are pooled.
     """
     contents = recognise(file.tensors)
     if contents.kind is Kind.CONTROLNET_DIFFUSERS:
@@ -91,17 +94,20 @@ def open_control_file(file: TensorFile, *, steered: UNetConfig | None = None) ->
     network = _on_meta(config, hint_channels)
     laid = places.identity(network.state_dict(), prefix)
     part = fit(WORDS["control"], network, file, laid, [prefix + name for name in tensors])
-    return ControlCheckpoint(file.label, config, hint_channels, part)
+    sidecar = beside(file.paths[0]) if file.paths else None
+    pooled = sidecar is not None and sidecar.pooled is True
+    return ControlCheckpoint(file.label, config, hint_channels, part, pooled)
 
 
 def _in_folder(folder: Path, label: str, file: TensorFile) -> ControlCheckpoint:
     fields = Fields.of(folder / _CONFIG)
     if fields.take("addition_embed_type", None) == "text_time":
         raise fields.error("addition_embed_type", _XL)
-    config, hint_channels = configs.read_controlnet(fields)
+    config, hint_channels, pooled = configs.read_controlnet(fields)
     network = _on_meta(config, hint_channels)
     laid = places.diffusers_controlnet(network.state_dict(), config)
-    return ControlCheckpoint(label, config, hint_channels, fit(WORDS["control"], network, file, laid, file.tensors))
+    part = fit(WORDS["control"], network, file, laid, file.tensors)
+    return ControlCheckpoint(label, config, hint_channels, part, pooled)
 
 
 def _with_known_heads(shape: Shape, steered: UNetConfig | None, label: str) -> Shape:
@@ -123,7 +129,13 @@ def _on_meta(config: UNetConfig, hint_channels: int) -> ControlNet:
 def write_control_file(
     control: ControlCheckpoint, path: str | os.PathLike[str], *, dtype: str | None = None, overwrite: bool = False
 ) -> None:
-    """Write the original layout: `control_model.*` alone."""
+    """Write the original layout: `control_model.*` alone. CheckpointError for one with pooled residuals, of
+    which a file of this layout does not tell."""
+    if control.pooled:
+        raise CheckpointError(
+            f"{control.label}: its residuals are pooled, which the original layout leaves to a file beside it: keep "
+            "the diffusers folder"
+        )
     outgoing = Outgoing(control.part, places.identity(control.part.places, CONTROL), dtype)
     write_safetensors(path, outgoing.tensors, outgoing.read, metadata=[("format", "pt")], overwrite=overwrite)
 
@@ -134,7 +146,8 @@ def write_control_folder(
     """Write a diffusers folder."""
     outgoing = Outgoing(control.part, places.diffusers_controlnet(control.part.places, control.config), dtype)
     config = dataclasses.replace(control.config, num_classes=None)
-    text = json.dumps(configs.controlnet_json(config, control.hint_channels), indent=2, sort_keys=True) + "\n"
+    fields = configs.controlnet_json(config, control.hint_channels, pooled=control.pooled)
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     with atomic_folder(path, overwrite=overwrite) as temporary:
         (temporary / _CONFIG).write_text(text, encoding="utf-8")
         write_safetensors(

@@ -81,13 +81,14 @@ def read_unet(fields: Fields) -> tuple[UNetConfig, int | None]:
     return config, size
 
 
-def read_controlnet(fields: Fields) -> tuple[UNetConfig, int]:
-    """The ControlNet's half of a U-Net, and its number of hint channels."""
+def read_controlnet(fields: Fields) -> tuple[UNetConfig, int, bool]:
+    """The ControlNet's half of a U-Net, its number of hint channels, and whether its residuals are pooled."""
     fields.require_class("ControlNetModel")
     hint_channels = fields.get("conditioning_channels", int, 3)
+    pooled = fields.get("global_pool_conditions", bool, False)
     config = _unet(fields, 4, mirrored=False)
     fields.finish({**_UNET_NEUTRAL, **_CONTROL_NEUTRAL})
-    return config, hint_channels
+    return config, hint_channels, pooled
 
 
 def _unet(fields: Fields, out_channels: int, *, mirrored: bool) -> UNetConfig:
@@ -265,13 +266,14 @@ def unet_json(config: UNetConfig, sample_size: int) -> dict[str, Any]:
     }
 
 
-def controlnet_json(config: UNetConfig, hint_channels: int) -> dict[str, Any]:
+def controlnet_json(config: UNetConfig, hint_channels: int, *, pooled: bool = False) -> dict[str, Any]:
     return {
         "_class_name": "ControlNetModel",
         **_unet_json(config),
         "conditioning_channels": hint_channels,
         "conditioning_embedding_out_channels": [16, 32, 96, 256],
         "controlnet_conditioning_channel_order": "rgb",
+        **({"global_pool_conditions": True} if pooled else {}),
     }
 
 

@@ -39,6 +39,8 @@ class Sidecar:
     num_heads: int | None = None
     head_channels: int | None = None
     text_layer: int | None = None
+    pooled: bool | None = None
+    """Of a ControlNet: whether its residuals are averaged over all places."""
 
     @property
     def silent(self) -> bool:
@@ -111,6 +113,7 @@ def _from_training(path: Path, data: dict[str, Any]) -> Sidecar:
         num_heads=_count(path, unet, "num_heads"),
         head_channels=_count(path, unet, "num_head_channels"),
         text_layer=_LAYERS.get(layer) if isinstance(layer, str) else None,
+        pooled=pooled if isinstance(pooled := params.get("global_average_pooling"), bool) else None,
     )
 
 

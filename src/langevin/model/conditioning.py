@@ -36,7 +36,7 @@ class Control(Window):
     guess: bool = False
     """Guess mode, as the ControlNet's authors call it: it acts with the prompt and not with the negative one, and its
     residuals are weighed by stage, from 0.1 at the first to 1 in the middle, evenly in the logarithm (as diffusers
-    does; the authors' own weights are 0.825^12 to 1)."""
+    does; the authors' own weights are 0.825^12 to 1). Pooled residuals are not weighed."""
     rows: slice | None = None
     """Which images of the batch it acts on; None: all of them."""
 

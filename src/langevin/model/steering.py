@@ -17,7 +17,10 @@ def residuals(controls: Sequence[Control], z: Tensor, t: Tensor, context: Tensor
     too: it does not see the channels that come after its own.
     """
     found = [_residuals(control, z, t, context) for control in controls]
-    return [torch.stack(level).sum(0) for level in zip(*found, strict=True)] if found else None
+    # Pooled residuals have one place, the others as many as the level.
+    return (
+        [torch.stack(torch.broadcast_tensors(*level)).sum(0) for level in zip(*found, strict=True)] if found else None
+    )
 
 
 def features(adapters: Sequence[Adapter]) -> list[Tensor] | None:
@@ -36,7 +39,8 @@ def _residuals(control: Control, z: Tensor, t: Tensor, context: Tensor | None) -
     seen = z[rows, : control.network.config.in_channels]
     told = None if context is None else context[rows]
     found: list[Tensor] = control.network(seen, t[rows], control.features, context=told)
-    weights = guess_weights(len(found)) if control.guess else [1.0] * len(found)
+    weighed = control.guess and not control.network.pooled
+    weights = guess_weights(len(found)) if weighed else [1.0] * len(found)
     found = [control.strength * weight * residual for weight, residual in zip(weights, found, strict=True)]
     if control.rows is None:
         return found

@@ -28,11 +28,14 @@ def make_hint_encoder(hint_channels: int, out_channels: int) -> nn.Sequential:
 class ControlNet(nn.Module):
     """Residuals for each of the U-Net's skip connections and its middle, from the noised latent and a hint."""
 
-    def __init__(self, config: UNetConfig, hint_channels: int = 3) -> None:
+    def __init__(self, config: UNetConfig, hint_channels: int = 3, *, pooled: bool = False) -> None:
+        """pooled: of each residual there is its mean over all places alone, so that the hint says what, and not where
+        (the shuffle ControlNet of version 1.1)."""
         super().__init__()
         # It has neither labels nor an output of its own.
         self.config = config = replace(config, num_classes=None)
         self.hint_channels = hint_channels
+        self.pooled = pooled
         self.time_embed = TimeEmbed(config.model_channels, config.emb_channels)
         self.input_blocks, skips = make_encoder(config)
         self.zero_convs = nn.ModuleList(zero_conv(channels) for channels in skips)
@@ -60,7 +63,8 @@ class ControlNet(nn.Module):
     def forward(self, z: Tensor, t: Tensor, features: Tensor, *, context: Tensor | None = None) -> list[Tensor]:
         """One residual for each stage of the U-Net's way down, then one for its middle (13 for Stable Diffusion).
 
-        z: B C h w and t: [B] as for the U-Net; features: B C' h w from `embed_hint`; context: B L D.
+        z: B C h w and t: [B] as for the U-Net; features: B C' h w from `embed_hint`; context: B L D. Residuals are
+        B C h w for each stage's h and w, or B C 1 1 where they are pooled.
         """
         check_context(self.config, context)
         if features.shape[-2:] != z.shape[-2:]:
@@ -77,4 +81,4 @@ class ControlNet(nn.Module):
                 h = h + features
             residuals.append(out(h))
         residuals.append(self.middle_block_out(self.middle_block(h, emb, context)))
-        return residuals
+        return [residual.mean((2, 3), keepdim=True) for residual in residuals] if self.pooled else residuals

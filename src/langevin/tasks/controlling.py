@@ -70,7 +70,9 @@ def control(
         when = {"strength": options.strength, "sigma_start": first, "sigma_end": last}
         with torch.no_grad():
             if isinstance(network, ControlNet):
-                controls.append(Control(network, network.embed_hint(pixels), guess=request.guess, rows=None, **when))
+                # Where pooled residuals went with the negative prompt too, guidance would take them out again.
+                guess = request.guess or network.pooled
+                controls.append(Control(network, network.embed_hint(pixels), guess=guess, rows=None, **when))
             else:
                 adapters.append(Adapter(network(pixels), **when))
     setup = Setup(
