@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from langevin.checkpoints.additions import add_embedding, add_lora
-from langevin.checkpoints.steering import add_steering
+from langevin.checkpoints.steering import add_ip_adapter, add_steering
 from langevin.model.bundle import CheckpointInfo, ModelBundle
 from langevin.tasks.from_picture import image_to_image
 from langevin.tasks.from_text import text_to_image
@@ -49,6 +49,14 @@ class Model:
         `langevin.tasks.control` acts. path: a file, a diffusers folder or a Hub id. Raises CheckpointError for one of
         another model."""
         return Model(add_steering(self.bundle, path, allow_pickle=allow_pickle))
+
+    def with_ip_adapter(
+        self, path: str | Path, encoder: str | Path | None = None, *, allow_pickle: bool = False
+    ) -> Model:
+        """This model with an IP-Adapter beside it, through which the next picture among the `prompts` of
+        `langevin.tasks.control` acts. encoder: CLIP's image tower, a folder or a file; None is the folder
+        `image_encoder` beside the adapter. Raises CheckpointError for one of another model."""
+        return Model(add_ip_adapter(self.bundle, path, encoder, allow_pickle=allow_pickle))
 
     def plan(self, prompt: str | None = None, **options: Any) -> Plan:
         """What `generate` would run. Options are those of `GenerateRequest`; raises RequestError."""

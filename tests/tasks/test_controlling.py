@@ -12,6 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from tests.conftest import MakeBundle, randomise
 
+from langevin.checkpoints.controlnets import open_control_file, write_control_folder
+from langevin.checkpoints.loader import open_tensors
 from langevin.checkpoints.steering import add_steering
 from langevin.cli import main as cli
 from langevin.diffusion.grids import make_grid
@@ -173,7 +175,7 @@ def test_what_is_said_of_sizes_and_windows(tiny_bundle: ModelBundle, networks: l
 
 
 def test_what_cannot_be_steered_is_refused(tiny_bundle: ModelBundle, networks: list[Any]) -> None:
-    with pytest.raises(RequestError, match="no control was given"):
+    with pytest.raises(RequestError, match="no control was given: give at least one hint"):
         plan(tiny_bundle)
     with pytest.raises(RequestError, match="the file of model tiny holds no ControlNet"):
         plan(tiny_bundle, steer(None))
@@ -256,10 +258,31 @@ def test_the_command(files: dict[str, str], capsys: pytest.CaptureFixture[str]) 
     assert "the picture's model does not open: control.safetensors: no such file" in capsys.readouterr().err
 
 
+def test_networks_from_folders_that_are_called_the_same(files: dict[str, str], networks: list[Any]) -> None:
+    """Both weight files are diffusion_pytorch_model.safetensors; which is which is told by hash, wherever they are."""
+    for name, network in zip("ab", networks, strict=False):
+        save_file({n: t.contiguous() for n, t in network.state_dict().items()}, f"{name}.safetensors")
+        opened = open_control_file(open_tensors(Path(f"{name}.safetensors")), steered=network.config)
+        write_control_folder(opened, name)
+        Path(f"{name}.safetensors").unlink()
+    both = ["-c", "hint=hint.png", "--controlnet", "a", "-c", "hint=hint.png:0.5", "--controlnet", "b"]
+    assert command(files, *both, "-o", "out.png") == 0
+    _, manifest = read_png("out.png")
+    added = manifest["model"]["additions"]
+    assert [(a["folder"], a["name"]) for a in added] == [
+        ("a", "diffusion_pytorch_model.safetensors"), ("b", "diffusion_pytorch_model.safetensors"),
+    ]  # fmt: skip
+    again = ["reproduce", "out.png", "--verify", "-q", "-m", files["-m"]]
+    assert cli.run(again) == 0
+    Path("a").rename("c")
+    Path("b").rename("a")  # the names alone would lead astray
+    assert cli.run(again) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "missing option '--control' / '-c'"),
+        ([], "nothing steers: give at least one --control or --ip-image"),
         (["-c", "hint.png"], "'hint.png' is not KIND=PICTURE"),
         (["-c", "hint=hint.png"], "holds no ControlNet"),
         (["-c", "hint=nothing.png", "--controlnet", "control.safetensors"], "nothing.png does not exist"),

@@ -151,11 +151,14 @@ def _folder_config(folder: Path) -> ClipConfig:
     for name in ("text_config", "vision_config"):
         towers[name] = Fields(fields.get(name, dict, {}), f"{folder / 'config.json'}: {name}")
     text = dataclasses.replace(read_text(towers["text_config"]), projection=projection)
-    mean, deviation = _normalisation(folder / "preprocessor_config.json")
-    return ClipConfig(text=text, image=_image(towers["vision_config"], projection), mean=mean, deviation=deviation)
+    mean, deviation = read_normalisation(folder / "preprocessor_config.json")
+    return ClipConfig(
+        text=text, image=read_image_tower(towers["vision_config"], projection), mean=mean, deviation=deviation
+    )
 
 
-def _image(fields: Fields, projection: int) -> ClipImageConfig:
+def read_image_tower(fields: Fields, projection: int | None) -> ClipImageConfig:
+    """The image tower of a Hugging Face configuration: its own, or the part of a CLIP's that is about it."""
     kind = fields.get("model_type", str, "clip_vision_model")
     if kind != "clip_vision_model":
         raise fields.error("model_type", f"{kind!r}; only 'clip_vision_model' is known")
@@ -179,7 +182,7 @@ def _image(fields: Fields, projection: int) -> ClipImageConfig:
 Channels = tuple[float, float, float]
 
 
-def _normalisation(path: Path) -> tuple[Channels, Channels]:
+def read_normalisation(path: Path) -> tuple[Channels, Channels]:
     """Mean and deviation from a preprocessor_config.json; OpenAI's where there is none."""
     if not path.is_file():
         return OPENAI_MEAN, OPENAI_DEVIATION

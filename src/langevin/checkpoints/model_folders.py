@@ -18,7 +18,7 @@ from langevin.errors import CheckpointError
 VARIABLE = "LANGEVIN_MODELS"
 """Environment variable: folders, separated as in PATH."""
 
-FileKind = Literal["model", "lora", "embedding", "vae", "controlnet"]
+FileKind = Literal["model", "lora", "embedding", "vae", "controlnet", "ip-adapter", "image-encoder"]
 
 WORDS: dict[FileKind, str] = {
     "model": "model",
@@ -26,6 +26,8 @@ WORDS: dict[FileKind, str] = {
     "embedding": "embedding",
     "vae": "VAE",
     "controlnet": "ControlNet",
+    "ip-adapter": "IP-Adapter",
+    "image-encoder": "image encoder",
 }
 
 _FOLDERS: dict[FileKind, tuple[str, ...]] = {
@@ -34,6 +36,8 @@ _FOLDERS: dict[FileKind, tuple[str, ...]] = {
     "embedding": ("embeddings",),
     "vae": ("vae",),
     "controlnet": ("controlnet",),
+    "ip-adapter": ("ipadapter", "controlnet"),
+    "image-encoder": ("clip_vision",),
 }
 """Where the two programs keep each kind, in the folder itself or under `models`; capitals do not matter."""
 

@@ -39,6 +39,9 @@ _TRAINING_LEFTOVERS = (
 )
 """Packages whose classes are found in the published Stable Diffusion and ControlNet files, beside the weights."""
 
+_LEVELS = ("image_proj", "ip_adapter")
+"""The dictionaries that an IP-Adapter's file consists of: each tensor's name in one file, before its own."""
+
 _LEGACY_NAMES = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -52,8 +55,9 @@ _LEGACY_NAMES = (
 class PickledFile(TensorFile):
     """The tensors of a pickled weight file, memory-mapped where its format allows.
 
-    Takes what lies under "state_dict" if there is such a level. Raises CheckpointError without `allow_pickle`, for an
-    unsafe torch, and for a file that is damaged, foreign, or names something that has no place in a weight file.
+    Takes what lies under "state_dict" if there is such a level; the two levels of an IP-Adapter's file become one.
+    Raises CheckpointError without `allow_pickle`, for an unsafe torch, and for a file that is damaged, foreign, or
+    names something that has no place in a weight file.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, allow_pickle: bool) -> None:
@@ -144,6 +148,8 @@ def _tensors(data: Any, path: Path) -> dict[str, Tensor]:
     state = data.get("state_dict", data) if isinstance(data, dict) else data
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: a pickled {type(data).__name__}; expected a dictionary of tensors")
+    if all(isinstance(state.get(level), dict) for level in _LEVELS):
+        state = {f"{level}.{name}": value for level in _LEVELS for name, value in state[level].items()}
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and type(value) is Tensor}
     tensors |= {
         name: value.data

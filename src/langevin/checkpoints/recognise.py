@@ -45,6 +45,7 @@ class Kind(StrEnum):
     CONTROLNET_DIFFUSERS = "controlnet-diffusers"
     T2I_ADAPTER = "t2i-adapter"
     T2I_ADAPTER_DIFFUSERS = "t2i-adapter-diffusers"
+    IP_ADAPTER = "ip-adapter"
     UNET_DIFFUSERS = "unet-diffusers"
     VAE = "vae"
     VAE_DIFFUSERS = "vae-diffusers"
@@ -137,6 +138,8 @@ def _is_extra(part: str, name: str) -> bool:
 
 _Test = Callable[[str], object]
 _KINDS: tuple[tuple[Kind, str, _Test], ...] = (
+    # Before LoRAs: those for faces have such layers beside their own.
+    (Kind.IP_ADAPTER, "an IP-Adapter", re.compile(r"^ip_adapter\.\d+\.to_[kv]_ip\.weight$").match),
     (Kind.LORA, "a LoRA", re.compile(r"[._](lora_(down|up|A|B)|to_[qkv]_lora|to_out_lora|lora_linear_layer)\b").search),
     (Kind.LORA, "a LyCORIS adapter (LoHa, LoKr ...)", re.compile(r"\.(hada_w1_a|lokr_w[12](_a)?|oft_blocks)$").search),
     (Kind.LORA, "a LyCORIS adapter of another kind", re.compile(r"^lora_(unet|te)_").match),

@@ -19,6 +19,8 @@ WORDS = {
     "text": "text encoder",
     "control": "ControlNet",
     "adapter": "T2I-Adapter",
+    "ip-adapter": "IP-Adapter",
+    "image": "image encoder",
 }
 """What the parts of a model are called in messages."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from langevin.diffusion.prediction import Prediction
 from langevin.model.autoencoder import Autoencoder
 from langevin.model.diffusion_model import DiffusionModel
+from langevin.model.image_prompt import ImagePrompter
 from langevin.model.text import PromptEncoder
 from langevin.networks.controlnet import ControlNet
 from langevin.networks.t2i_adapter import T2IAdapter
@@ -59,12 +60,14 @@ class FileLayout:
 class Addition:
     """A file that was put into a loaded model."""
 
-    kind: Literal["lora", "embedding", "vae", "controlnet", "t2i-adapter"]
+    kind: Literal["lora", "embedding", "vae", "controlnet", "t2i-adapter", "image-encoder", "ip-adapter"]
     file: SourceFile
     strength: float = 1.0
     """Of a LoRA."""
     word: str | None = None
     """Of an embedding: what it is called in a prompt."""
+    folder: str | None = None
+    """What it was given as, by its own name, where that was a folder: all their files are called the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,9 @@ class ModelBundle:
     steering: tuple[ControlNet | T2IAdapter, ...] = ()
     """Networks that were put beside the model to steer it by hints, the first hint's first; `info.additions` names
     their files in the same order."""
+    image_prompters: tuple[ImagePrompter, ...] = ()
+    """IP-Adapters that were put beside the model, the first picture's first; `info.additions` names the file of each
+    after that of its image encoder."""
     classes: tuple[str, ...] = ()
     """Names of the classes that the U-Net knows, by label. One embedding more than these is that of no class."""
     info: CheckpointInfo
@@ -139,6 +145,7 @@ class ModelBundle:
 
     def to(self, device: torch.device | str) -> ModelBundle:
         """Move every network, in place. Returns the bundle itself."""
-        for network in (*self.networks().values(), *self.steering):
+        prompters = [network for one in self.image_prompters for network in (one.adapter, one.encoder.tower)]
+        for network in (*self.networks().values(), *self.steering, *prompters):
             network.to(device)
         return self

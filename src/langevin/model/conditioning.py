@@ -59,6 +59,8 @@ class Conditioning:
     """Class labels, or the noise level of the x4 upscaler: int64 [B]."""
     concat: Tensor | None = None
     """Further input channels, B C H W at latent size: mask and masked image, depth, low-resolution picture."""
+    images: Tensor | None = None
+    """Tokens of pictures, B M D, which the U-Net is given after the text states, and ControlNets are not."""
     controls: tuple[Control, ...] = ()
     adapters: tuple[Adapter, ...] = ()
 
@@ -71,6 +73,7 @@ class Conditioning:
             context=move(self.context),
             labels=move(self.labels),
             concat=move(self.concat),
+            images=move(self.images),
             controls=tuple(replace(c, features=c.features.to(device)) for c in self.controls),
             adapters=tuple(replace(a, features=tuple(f.to(device) for f in a.features)) for a in self.adapters),
         )
@@ -86,6 +89,7 @@ class Conditioning:
             context=part(self.context),
             labels=part(self.labels),
             concat=part(self.concat),
+            images=part(self.images),
             controls=tuple(replace(c, features=c.features[images]) for c in self.controls),
             adapters=tuple(replace(a, features=tuple(f[images] for f in a.features)) for a in self.adapters),
         )
@@ -128,6 +132,7 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
         context=join("context"),
         labels=join("labels"),
         concat=join("concat"),
+        images=join("images"),
         controls=(
             *(
                 replace(control, features=torch.cat([c[i].features for c in common]))

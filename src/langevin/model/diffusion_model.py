@@ -69,7 +69,10 @@ class DiffusionModel:
         controls = residuals([c for c in cond.controls if c.acts_at(level)], z, t, cond.context)
         # Told only where there is something to tell: other networks than the U-Net need not know of it.
         beside = {"features": found} if (found := features([a for a in cond.adapters if a.acts_at(level)])) else {}
-        output: Tensor = self.network(z, t, context=cond.context, labels=cond.labels, controls=controls, **beside)
+        context = cond.context
+        if context is not None and cond.images is not None:
+            context = torch.cat([context, cond.images], 1)
+        output: Tensor = self.network(z, t, context=context, labels=cond.labels, controls=controls, **beside)
         return output.to(x.dtype)
 
     def denoise(self, x: Tensor, sigma: float, cond: Conditioning) -> Estimate:

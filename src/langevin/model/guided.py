@@ -74,6 +74,7 @@ def repeated(cond: Conditioning, count: int) -> Conditioning:
         context=stretch(cond.context),
         labels=stretch(cond.labels),
         concat=stretch(cond.concat),
+        images=stretch(cond.images),
         controls=tuple(replace(c, features=stretched(c.features)) for c in cond.controls),
         adapters=tuple(replace(a, features=tuple(stretched(f) for f in a.features)) for a in cond.adapters),
     )

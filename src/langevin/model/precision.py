@@ -56,6 +56,7 @@ def float32_conditioning(cond: Conditioning, copies: dict[int, ControlNet] | Non
         cond,
         context=widen(cond.context),
         concat=widen(cond.concat),
+        images=widen(cond.images),
         controls=tuple(replace(c, network=copied(c.network), features=_float32(c.features)) for c in cond.controls),
         adapters=tuple(replace(a, features=tuple(_float32(f) for f in a.features)) for a in cond.adapters),
     )

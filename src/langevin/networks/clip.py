@@ -264,10 +264,17 @@ class ImageTransformer(nn.Module):
         self.encoder = Layers(config, causal=False)
         self.post_layernorm = nn.LayerNorm(config.width)
 
+    def states(self, image: Tensor, layer: int) -> Tensor:
+        """image: B 3 S S; layer: -1 the last. Returns B 1+N D, the class token first."""
+        depth = len(self.encoder.layers)
+        if not -depth <= layer <= -1:
+            raise ValueError(f"layer {layer}: must lie in [-{depth}, -1] for an image tower of {depth} layers")
+        out: Tensor = self.encoder(self.pre_layrnorm(self.embeddings(image)), depth + layer + 1)
+        return out
+
     def forward(self, image: Tensor) -> Tensor:
         """image: B 3 S S. Returns B D, the class token."""
-        x = self.pre_layrnorm(self.embeddings(image))  # B 1+N D
-        pooled: Tensor = self.post_layernorm(self.encoder(x, len(self.encoder.layers))[:, 0])
+        pooled: Tensor = self.post_layernorm(self.states(image, -1)[:, 0])
         return pooled
 
 
@@ -287,13 +294,24 @@ class ClipImage(nn.Module):
 
         image: B 3 S S with S = config.image_size, normalised by the mean and deviation that the tower was trained with.
         """
-        size = (self.config.image_size, self.config.image_size)
-        if tuple(image.shape[-2:]) != size:
-            raise ValueError(f"picture of {tuple(image.shape[-2:])}: this image tower takes {size}")
+        self._check(image)
         pooled: Tensor = self.vision_model(image)
         if self.config.projection is not None:
             pooled = self.visual_projection(pooled)
         return pooled
+
+    def states(self, image: Tensor, layer: int = -1) -> Tensor:
+        """What a layer makes of the class token and of each patch, B 1+N D: as it is, without the last LayerNorm.
+
+        image: as for `forward`. layer: -1 the last, -2 the last but one, down to -config.layers.
+        """
+        self._check(image)
+        return self.vision_model.states(image, layer)
+
+    def _check(self, image: Tensor) -> None:
+        size = (self.config.image_size, self.config.image_size)
+        if tuple(image.shape[-2:]) != size:
+            raise ValueError(f"picture of {tuple(image.shape[-2:])}: this image tower takes {size}")
 
 
 class Clip(nn.Module):

@@ -58,6 +58,12 @@ class ControlRequest(SteeredRequest):
     controls: Annotated[tuple[ControlOptions, ...], BeforeValidator(_built), Shown(written=False)] = Field(
         (), description="How each hint steers, in their order. None: as it was trained, over the whole run."
     )
+    image_strengths: Annotated[tuple[Annotated[float, Field(ge=0, le=10)], ...], FromList, Shown(written=False)] = (
+        Field(
+            (),
+            description="Of each picture that is a prompt, in order. None: as the IP-Adapters were trained.",
+        )
+    )
     guess: bool = Field(
         False, description="Guess mode: ControlNets act with the prompt alone, and less at the finer stages."
     )
@@ -95,3 +101,9 @@ def split_control(text: str) -> tuple[ControlOptions, str]:
     elif values:
         raise RequestError(f"control {show(text)} has no strength: give KIND=PICTURE:STRENGTH:START-END")
     return ControlOptions(kind=kind, **values), path
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`PICTURE` or `PICTURE:STRENGTH`: the picture's path, and 1 where there is no strength."""
+    path, colon, last = text.rpartition(":")
+    return (path, float(last)) if path and colon and re.fullmatch(_NUMBER, last) else (text, 1.0)

@@ -1,4 +1,5 @@
-"""Text to image, steered by hints: ControlNets and T2I-Adapters (Zhang et al. 2023; Mou et al. 2023)."""
+"""Text to image, steered by pictures: ControlNets and T2I-Adapters by hints (Zhang et al. 2023; Mou et al. 2023),
+IP-Adapters by pictures that are prompts (Ye et al. 2023)."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from langevin.tasks.control_request import READY, ControlOptions, ControlRequest
 from langevin.tasks.from_picture import with_start_notice
 from langevin.tasks.from_text import HoldsBundle, bundle_of, completed, parts_of, plan_pictures, run_numbers
 from langevin.tasks.hints import hint_tensor
+from langevin.tasks.image_prompts import image_prompts
 from langevin.tasks.options import nearest, show
 from langevin.tasks.pictures import Given, as_input, resized
 from langevin.tasks.plan import Plan
@@ -28,22 +30,31 @@ from langevin.tasks.setup import Setup
 
 
 def control(
-    model: ModelBundle | HoldsBundle, pictures: Sequence[Given], request: ControlRequest, *, image: Given | None = None
+    model: ModelBundle | HoldsBundle,
+    pictures: Sequence[Given],
+    request: ControlRequest,
+    *,
+    image: Given | None = None,
+    prompts: Sequence[Given] = (),
 ) -> Plan:
     """Plans pictures from a text, steered by any number of hints at once: what they add is summed.
 
     pictures: the hints, or with the kinds in `request.controls` what they are made of. Picture i acts through network i
     of those that were put beside the model (`Model.with_controlnet`), or each through the ControlNet in the model's own
     file. image: a picture to begin from, as image to image does, with `request.strength`; its size is then the default.
+    prompts: pictures that say what to draw, as the text does; picture i through IP-Adapter i beside the model
+    (`Model.with_ip_adapter`), with strength i of `request.image_strengths`.
 
-    Each hint's features are computed here, once for the whole run. Shares of the run become noise levels, so that they
-    mean the same for every sampler. Raises RequestError where there is no hint, its kind is not known or the model
-    cannot be steered.
+    Each hint's features, and each prompt's tokens, are computed here, once for the whole run. Shares of the run become
+    noise levels, so that they mean the same for every sampler. Raises RequestError where there is neither hint nor
+    picture, a hint's kind is not known or the model cannot be steered.
     """
     bundle = bundle_of(model)
     autoencoder, text = parts_of(bundle, request)
     if autoencoder is None:
-        raise RequestError(f"model {bundle.info.name} is of pixels: ControlNets and T2I-Adapters steer latent models")
+        raise RequestError(f"model {bundle.info.name} is of pixels: ControlNets and adapters steer latent models")
+    if not pictures and not prompts:
+        raise RequestError("no control was given: give at least one hint, or a picture as a prompt")
     networks = _networks(bundle, len(pictures))
     if request.guess and not any(isinstance(network, ControlNet) for network in networks):
         raise RequestError("guess mode is of ControlNets, and none was given: leave it out")
@@ -51,8 +62,11 @@ def control(
     if len(every) != len(pictures):
         raise RequestError(f"{len(every)} controls for {len(pictures)} pictures: give options for each, or for none")
     given = [as_input(f"control {i}", picture) for i, picture in enumerate(pictures)]
+    shown = [as_input(f"image prompt {i}", picture) for i, picture in enumerate(prompts)]
+    strengths = request.image_strengths or tuple(1.0 for _ in shown)
+    images = image_prompts(bundle, shown, strengths)
     begun = None if image is None else as_input("image", image)
-    request = completed(sized(request.changed(controls=every), begun), bundle)
+    request = completed(sized(request.changed(controls=every, image_strengths=strengths), begun), bundle)
     sigmas = run_numbers(bundle.diffusion, request, None if begun is None else request.strength).sigmas
     width, height = request.width or 0, request.height or 0
     controls: list[Control] = []
@@ -77,7 +91,8 @@ def control(
                 adapters.append(Adapter(network(pixels), **when))
     setup = Setup(
         beside=Conditioning(controls=tuple(controls), adapters=tuple(adapters)),
-        inputs=tuple(given),
+        images=images,
+        inputs=(*given, *shown),
         record={"task": "control"},
         notices=tuple(notices),
     )
@@ -111,16 +126,14 @@ def make_hint(
 
 def _networks(bundle: ModelBundle, count: int) -> Sequence[ControlNet | T2IAdapter]:
     """What each of `count` hints acts through."""
-    if not count:
-        raise RequestError("no control was given: give at least one hint")
     if bundle.steering:
         if len(bundle.steering) != count:
             raise RequestError(
                 f"{count} controls and {len(bundle.steering)} networks to act through: give each its own (--controlnet)"
             )
         return bundle.steering
-    if bundle.controlnet is None:
+    if count and bundle.controlnet is None:
         raise RequestError(
             f"the file of model {bundle.info.name} holds no ControlNet: name one for each control (--controlnet)"
         )
-    return [bundle.controlnet] * count
+    return [bundle.controlnet] * count if bundle.controlnet is not None else []

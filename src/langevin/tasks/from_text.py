@@ -77,7 +77,8 @@ def plan_pictures(
     request = completed(request, bundle)
     numbers = run_numbers(bundle.diffusion, request, None if setup.start is None else setup.strength)
     area = Area.of(request, bundle.diffusion.network, autoencoder)
-    diffusion = replace(bundle.diffusion, times=numbers.times, network=area.network(bundle.diffusion.network))
+    network = bundle.diffusion.network if setup.images is None else setup.images.told(bundle.diffusion.network)
+    diffusion = replace(bundle.diffusion, times=numbers.times, network=area.network(network))
     autoencoder = area.autoencoder(autoencoder)
     if text is None:
         texts = encode_label(bundle, request)
@@ -86,6 +87,8 @@ def plan_pictures(
             texts = encode_prompts(text, next(diffusion.network.parameters()), request, numbers.sigmas)
     if setup.beside is not None:
         texts = texts.beside(setup.beside)
+    if setup.images is not None:
+        texts = texts.seeing(setup.images)
     seeds = request.image_seeds()
     width, height = request.width or 0, request.height or 0
     channels = pixel_channels(bundle) if autoencoder is None else autoencoder.latent_channels

@@ -86,8 +86,9 @@ def _particular(addition: Addition) -> dict[str, Any]:
             return {"word": addition.word}
         case "vae":
             return {}
-        case "controlnet" | "t2i-adapter":
-            return {}  # how strongly it acts is said with its hint
+        case "controlnet" | "t2i-adapter" | "image-encoder" | "ip-adapter":
+            # How strongly it acts is said with its picture.
+            return {} if addition.folder is None else {"folder": addition.folder}
         case _:
             assert_never(addition.kind)
 

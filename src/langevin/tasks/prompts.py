@@ -13,6 +13,7 @@ from langevin.diffusion.compat import COMPAT
 from langevin.diffusion.tiles import Tile
 from langevin.errors import NotFiniteError
 from langevin.model.conditioning import Conditioning
+from langevin.model.image_prompt import ImagePrompts
 from langevin.model.precision import float32_conditioning
 from langevin.model.prompt import Weighting, schedule, thresholds
 from langevin.model.text import EncodedText, PromptEncoder
@@ -44,6 +45,20 @@ class Texts:
             self,
             conditionings=[
                 (start, joined(cond, prompt=True), joined(uncond, prompt=False))
+                for start, cond, uncond in self.conditionings
+            ],
+        )
+
+    def seeing(self, images: ImagePrompts) -> Texts:
+        """The same with pictures beside the prompt, and with none beside the negative prompt."""
+
+        def joined(told: Conditioning, tokens: Tensor) -> Conditioning:
+            return replace(told, images=None if told.context is None else tokens.to(told.context))
+
+        return replace(
+            self,
+            conditionings=[
+                (start, joined(cond, images.tokens), joined(uncond, images.without))
                 for start, cond, uncond in self.conditionings
             ],
         )

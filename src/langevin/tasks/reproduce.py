@@ -16,6 +16,8 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from glob import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,10 +25,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from langevin.checkpoints.steering import add_steering
+from langevin.checkpoints.steering import add_ip_adapter, add_steering
 from langevin.errors import CheckpointError, DataError, RequestError
 from langevin.images.png import pixels_sha256
-from langevin.model.bundle import ModelBundle
+from langevin.model.bundle import ModelBundle, SourceFile
 from langevin.tasks.control_request import ControlRequest, DepthRequest, SemanticRequest
 from langevin.tasks.controlling import control
 from langevin.tasks.editing import edit
@@ -72,7 +74,11 @@ TASKS: Mapping[str, Task[Any]] = {
     "control": Task(
         ControlRequest,
         lambda bundle, request, given: control(
-            bundle, [given[f"control {i}"] for i in range(len(request.controls))], request, image=given.get("image")
+            bundle,
+            [given[f"control {i}"] for i in range(len(request.controls))],
+            request,
+            image=given.get("image"),
+            prompts=[given[f"image prompt {i}"] for i in range(len(request.image_strengths))],
         ),
     ),
     "depth-to-image": Task(
@@ -141,6 +147,8 @@ class Recipe:
     model: ModelOptions
     steering: tuple[str, ...]
     """The files that its hints acted through, in order."""
+    prompters: tuple[tuple[str, str], ...]
+    """The file of each IP-Adapter and that of its image encoder, in order."""
     index: int
     """Which of the request's pictures it is."""
     pixels_sha256: str
@@ -206,6 +214,11 @@ class Recipe:
                     embedding=tuple(f"{_place(additions, a)}:{a['word']}" for a in added["embedding"]),
                 ),
                 steering=tuple(_place(additions, a) for a in listed if a["kind"] in ("controlnet", "t2i-adapter")),
+                prompters=tuple(
+                    (_place(additions, a), _place(additions, before))
+                    for before, a in pairwise(listed)
+                    if a["kind"] == "ip-adapter"
+                ),
                 index=index,
                 pixels_sha256=str(picture["pixels_sha256"]),
                 files=tuple(sorted(str(file["sha256"]) for file in [*source["files"], *listed])),
@@ -223,6 +236,8 @@ class Recipe:
             bundle = open_bundle(self.model)
             for file in self.steering:
                 bundle = add_steering(bundle, file, allow_pickle=self.model.allow_pickle)
+            for file, encoder in self.prompters:
+                bundle = add_ip_adapter(bundle, file, encoder, allow_pickle=self.model.allow_pickle)
         except CheckpointError as error:
             raise CheckpointError(
                 f"the picture's model does not open: {error}; --model and --additions say where it is"
@@ -282,9 +297,21 @@ def _kind(picture: Image.Image) -> str:
 
 
 def _place(folder: Path, addition: Mapping[str, Any]) -> str:
-    """The file in the folder, or its name, which is looked for in $LANGEVIN_MODELS."""
-    name = Path(str(addition["name"])).name
-    return str(folder / name) if (folder / name).is_file() else name
+    """The file in the folder, or the right one in a folder there, or else a name to look for in $LANGEVIN_MODELS.
+
+    The weights of all diffusers' folders have the same name: their hash tells which is the addition's.
+    """
+    name, size, sha256 = Path(str(addition["name"])).name, addition["bytes"], addition["sha256"]
+    deeper = [path for path in sorted(folder.glob(f"*/{escape(name)}")) if path.is_file()]
+    if (folder / name).is_file():
+        if not deeper:
+            return str(folder / name)
+        deeper.insert(0, folder / name)
+    for path in deeper:
+        file = SourceFile(path, path.stat().st_size)
+        if file.size == size and file.sha256 == sha256:
+            return str(path)
+    return Path(str(addition.get("folder", name))).name
 
 
 def _whereabouts(source: Mapping[str, Any]) -> str | None:

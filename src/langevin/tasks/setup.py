@@ -14,6 +14,7 @@ from torch import Tensor
 from langevin.diffusion.core import Denoiser
 from langevin.images.png import pixels_sha256
 from langevin.model.conditioning import Conditioning
+from langevin.model.image_prompt import ImagePrompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,8 @@ class Setup:
     beside: Conditioning | None = None
     """`concat`, `labels`, `controls` and `adapters` of one image, which every picture is given with and without the
     text; controls in guess mode with the prompt alone."""
+    images: ImagePrompts | None = None
+    """Pictures that the U-Net is told of beside the prompt."""
     start: Tensor | None = None
     """Clean latents (with a model of pixels: pixels), 1 C h w or one for each picture, that sampling starts from:
     noised to the level that `strength` gives. None: from noise alone."""
