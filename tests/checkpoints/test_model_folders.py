@@ -97,3 +97,40 @@ def test_what_is_not_there_is_said_with_near_names(root: Path, monkeypatch: pyte
     monkeypatch.delenv("LANGEVIN_MODELS")
     with pytest.raises(CheckpointError, match=r"\(\$LANGEVIN_MODELS is not set\)"):
         resolve("lora", "ink")
+
+
+@pytest.mark.parametrize("named", ["comfy", "comfy/extra_model_paths.yaml"])
+def test_folders_that_comfyui_is_told_of(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list in ComfyUI's own folder, or by itself: relative to base_path, that to the list, one folder a line."""
+    monkeypatch.setenv("LANGEVIN_MODELS", str(tmp_path / named))
+    monkeypatch.setenv("SHARED", str(tmp_path / "shared"))
+    touch(tmp_path / "webui", "models/SD/dream.safetensors", "models/Lora/ink.safetensors", "more/wood.safetensors")
+    touch(tmp_path / "shared", "vision/vit-h.safetensors", "ip/plus.safetensors", "secret/x.safetensors")
+    touch(tmp_path / "comfy", "models/loras/own.safetensors")
+    (tmp_path / "comfy" / "extra_model_paths.yaml").write_text(
+        "a111:\n  base_path: ../webui\n  is_default: true\n  checkpoints: models/SD\n"
+        "  loras: |\n    models/Lora\n    more\n  upscale_models: models/ESRGAN\n"
+        "other:\n  base_path: $SHARED/\n  clip_vision: vision\n  ipadapter: ip/\nempty:\n"
+    )
+    assert find("model", "dream") == tmp_path / "comfy/../webui/models/SD/dream.safetensors"
+    assert resolve("lora", "ink").is_file() and resolve("lora", "wood").is_file()
+    assert find("image-encoder", "vit-h") == tmp_path / "shared/vision/vit-h.safetensors"
+    assert find("ip-adapter", "plus") == tmp_path / "shared/ip/plus.safetensors"
+    assert find("lora", "x") is None and find("model", "ink") is None
+    assert (find("lora", "own") is None) == (named != "comfy")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not YAML"),
+        ("- a", "not a list of folders"),
+        ("a: b", "not a list of folders"),
+        ("a: {loras: [x, y]}", "loras: expected a folder, or several on a line each"),
+    ],
+)
+def test_a_broken_list_of_folders(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LANGEVIN_MODELS", str(tmp_path))
+    (tmp_path / "extra_model_paths.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=f"extra_model_paths.yaml: {message}"):
+        find("lora", "x")

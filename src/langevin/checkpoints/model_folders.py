@@ -1,5 +1,5 @@
-"""Files by name, in the folders of $LANGEVIN_MODELS: laid out as AUTOMATIC1111's or ComfyUI's, or all in one. Needs no
-torch.
+"""Files by name, in the folders of $LANGEVIN_MODELS: laid out as AUTOMATIC1111's or ComfyUI's, or all in one, or where
+ComfyUI's extra_model_paths.yaml says. Needs no torch.
 
 A name is compared with what is there and never made into a path, so that a prompt or a request cannot lead elsewhere.
 """
@@ -16,7 +16,10 @@ from langevin.checkpoints.tensorfile import in_words
 from langevin.errors import CheckpointError
 
 VARIABLE = "LANGEVIN_MODELS"
-"""Environment variable: folders, separated as in PATH."""
+"""Environment variable: folders, or files like `EXTRA`, separated as in PATH."""
+
+EXTRA = "extra_model_paths.yaml"
+"""ComfyUI's list of further folders, at the top of its own."""
 
 FileKind = Literal["model", "lora", "embedding", "vae", "controlnet", "ip-adapter", "image-encoder"]
 
@@ -41,6 +44,8 @@ _FOLDERS: dict[FileKind, tuple[str, ...]] = {
 }
 """Where the two programs keep each kind, in the folder itself or under `models`; capitals do not matter."""
 
+_MOST_BYTES = 1_000_000
+"""Of a list of folders."""
 _SAFE = ".safetensors"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
@@ -112,11 +117,16 @@ def missing(kind: FileKind, name: str) -> str:
 
 
 def known(kind: FileKind) -> Iterator[Found]:
-    """Everything of a kind that is there: what lies below the folders of its kind, then what lies at the top."""
-    for root in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        for folder in _folders(Path(root), kind):
+    """Everything of a kind that is there: what lies below the folders of its kind, then what lies at the top, then what
+    lies below the folders of a list. CheckpointError for a list that cannot be read."""
+    for root in map(Path, filter(None, os.environ.get(VARIABLE, "").split(os.pathsep))):
+        lists = root if root.is_file() else root / EXTRA
+        for folder in _folders(root, kind):
             yield from _below(folder, folder, set())
-        yield from _at_top(Path(root))
+        yield from _at_top(root)
+        if lists.is_file():
+            for folder in _listed_folders(lists, kind):
+                yield from _below(folder, folder, set())
 
 
 def exists(path: Path) -> bool:
@@ -132,6 +142,33 @@ def _folders(root: Path, kind: FileKind) -> Iterator[Path]:
         for entry in _listed(parent):
             if entry.name.lower() in _FOLDERS[kind] and entry.is_dir():
                 yield entry
+
+
+def _listed_folders(path: Path, kind: FileKind) -> Iterator[Path]:
+    """The folders of a kind that a list names: for each program its `base_path`, and by kind one folder a line."""
+    import yaml
+
+    try:
+        if (found := path.stat().st_size) > _MOST_BYTES:
+            raise CheckpointError(f"{path}: {found:,} bytes; a list of folders has at most {_MOST_BYTES:,}")
+        # The safe loader builds plain values only.
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not YAML: {(str(error) or '?').splitlines()[0][:120]}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    programs = {} if data is None else data
+    if not isinstance(programs, dict) or not all(isinstance(p, dict | None) for p in programs.values()):
+        raise CheckpointError(f"{path}: not a list of folders: expected base_path and folders by kind for each program")
+    for program in filter(None, programs.values()):
+        base = path.parent / os.path.expandvars(os.path.expanduser(str(program.get("base_path") or "")))
+        for name, folders in program.items():
+            if str(name).lower() not in _FOLDERS[kind]:
+                continue
+            if not isinstance(folders, str):
+                raise CheckpointError(f"{path}: {name}: expected a folder, or several on a line each")
+            for line in filter(None, map(str.strip, folders.splitlines())):
+                yield base / line
 
 
 def _at_top(root: Path) -> Iterator[Found]:
