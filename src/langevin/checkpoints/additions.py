@@ -8,6 +8,7 @@ from pathlib import Path
 from langevin.checkpoints.autoencoders import load_autoencoder
 from langevin.checkpoints.embeddings import read_embedding
 from langevin.checkpoints.lora import read_lora
+from langevin.checkpoints.lora_defaults import lora_defaults, with_defaults
 from langevin.checkpoints.model_folders import FileKind, resolve
 from langevin.errors import CheckpointError, RequestError
 from langevin.model.adapted import with_autoencoder, with_lora, with_word
@@ -15,14 +16,17 @@ from langevin.model.bundle import Addition, ModelBundle, SourceFile
 
 
 def add_lora(bundle: ModelBundle, path: str | Path, strength: float = 1.0) -> ModelBundle:
-    """The model with a LoRA file at a strength: 1 as it was trained, 0 not at all, below 0 away from it.
+    """The model with a LoRA file at a strength: 1 as it was trained, 0 not at all, below 0 away from it. What the file
+    says of sampler, steps and guidance is the model's default then.
 
     Raises CheckpointError for a file that does not fit the model, RequestError for a strength that is not finite.
     """
     if not math.isfinite(strength):
         raise RequestError(f"the strength {strength} of {path} is not a finite number: 1 is as it was trained")
     source = _source("lora", path)
-    return with_lora(bundle, read_lora(source.path, bundle), strength, Addition("lora", source, strength=strength))
+    changed = with_lora(bundle, read_lora(source.path, bundle), strength, Addition("lora", source, strength=strength))
+    stated = lora_defaults(source.path) if strength > 0 else None
+    return changed if stated is None else with_defaults(changed, stated)
 
 
 def add_embedding(bundle: ModelBundle, path: str | Path, word: str | None = None) -> ModelBundle:

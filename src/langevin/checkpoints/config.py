@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from langevin.diffusion.prediction import Prediction
+from langevin.diffusion.samplers import SAMPLERS
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.errors import CheckpointError
 from langevin.networks.autoencoder import AutoencoderConfig
@@ -90,6 +91,12 @@ class Defaults:
     height: int = 512
     steps: int = 30
     guidance: float = 7.5
+    sampler: str | None = None
+    """A name in `langevin.diffusion.samplers.SAMPLERS`, for a model that is made for one; None: any will do."""
+
+    def __post_init__(self) -> None:
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,6 +159,7 @@ def build(checkpoint: Checkpoint, found: Source, dtype: torch.dtype, device: str
         default_size=(config.defaults.width, config.defaults.height),
         default_steps=config.defaults.steps,
         default_guidance=config.defaults.guidance,
+        default_sampler=config.defaults.sampler,
         notices=checkpoint.notices,
         layout=checkpoint.layout,
     )

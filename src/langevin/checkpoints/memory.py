@@ -41,6 +41,7 @@ def config_of(bundle: ModelBundle) -> ModelConfig:
             height=info.default_size[1],
             steps=info.default_steps,
             guidance=info.default_guidance,
+            sampler=info.default_sampler,
         ),
         classes=bundle.classes,
     )

@@ -19,7 +19,9 @@ def finetune(
     method: Annotated[
         str,
         typer.Argument(
-            help="full, lora, dreambooth, textual-inversion or controlnet.", metavar="METHOD", show_default=False
+            help="full, lora, dreambooth, textual-inversion, controlnet or distill.",
+            metavar="METHOD",
+            show_default=False,
         ),
     ],
     data: Annotated[
@@ -60,7 +62,7 @@ def finetune(
         typer.Option("--start", help="textual-inversion: words that the new one begins as.", metavar="TEXT"),
     ] = None,
     all_weights: Annotated[
-        bool, typer.Option("--all-weights", help="dreambooth: train the whole U-Net in place of a LoRA.")
+        bool, typer.Option("--all-weights", help="dreambooth, distill: train the whole U-Net, not a LoRA.")
     ] = False,
     hint: Annotated[
         str | None,
@@ -84,7 +86,7 @@ def finetune(
     ] = "auto",
     threads: Annotated[int, typer.Option("--threads", min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
 ) -> None:
-    """Train a loaded model further (all of it, a LoRA, a subject, a new word), or a ControlNet for it."""
+    """Train a loaded model further (all of it, a LoRA, a subject, a new word, for fewer steps), or a ControlNet."""
     import torch
 
     from langevin.training.config import override

@@ -100,6 +100,8 @@ class CheckpointInfo:
     """Width and height in pixels that the model was trained for."""
     default_steps: int = 30
     default_guidance: float = 7.5
+    default_sampler: str | None = None
+    """What a model is made for that was distilled for one sampler; None: any will do."""
     notices: tuple[str, ...] = ()
     """What was guessed, ignored or left out in loading, a line each."""
     layout: FileLayout | None = None

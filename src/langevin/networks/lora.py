@@ -129,7 +129,7 @@ class Attached:
     """Adapters at work on a network, until `detach`. The network's own weights stay as they are."""
 
     def __init__(self, network: nn.Module, adapters: LoraAdapters) -> None:
-        self._current = adapters
+        self._current: LoraAdapters | None = adapters
         self._handles = [
             network.get_submodule(name).register_forward_hook(self._hook(key))
             for key, name in ((key, key.replace("/", ".")) for key in adapters.layers)
@@ -144,12 +144,23 @@ class Attached:
         finally:
             self._current = before
 
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """No adapters for a while: the network as it is by itself."""
+        before, self._current = self._current, None
+        try:
+            yield
+        finally:
+            self._current = before
+
     def detach(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     def _hook(self, key: str) -> Any:
         def add(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if self._current is None:
+                return output
             return output + self._current.layers[key](args[0]).to(output.dtype)
 
         return add

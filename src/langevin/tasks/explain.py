@@ -230,6 +230,7 @@ def _bundle(
             default_size=(config.defaults.width, config.defaults.height),
             default_steps=config.defaults.steps,
             default_guidance=config.defaults.guidance,
+            default_sampler=config.defaults.sampler,
             notices=checkpoint.notices,
         ),
     )

@@ -178,8 +178,8 @@ def completed(request: R, bundle: ModelBundle) -> R:
     if bundle.text is not None:
         fill("weighting", conventions.weighting)
         fill("long", conventions.long_prompts)
-    fill("sampler", DEFAULT_SAMPLER)
-    sampler = request.sampler or DEFAULT_SAMPLER
+    fill("sampler", info.default_sampler or DEFAULT_SAMPLER)
+    sampler = request.sampler or info.default_sampler or DEFAULT_SAMPLER
     if request.sigmas is None:
         fill("steps", info.default_steps)
         if sampler in conventions.samplers:  # otherwise `run_numbers` says what is wrong

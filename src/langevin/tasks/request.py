@@ -135,7 +135,7 @@ class GenerateRequest(Options):
     steps: Annotated[Annotated[int, Field(ge=1, le=MAX_STEPS)] | None, Shown(_BY_MODEL)] = Field(
         None, description="Intervals of the sigma grid."
     )
-    sampler: Annotated[SamplerName | None, Shown("dpmpp_2m")] = Field(None, description="Solver.")
+    sampler: Annotated[SamplerName | None, Shown("the model's, or dpmpp_2m")] = Field(None, description="Solver.")
     schedule: Annotated[GridName | None, Shown(_BY_COMPAT)] = Field(
         None, description="How the noise levels are spaced."
     )

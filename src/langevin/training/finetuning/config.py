@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from langevin.checkpoints.checkpoint import Checkpoint
 from langevin.checkpoints.loader import Source, locate, open_checkpoint
 from langevin.training.config import Config, LoopConfig
-from langevin.training.finetuning.parts import LoraOptions
+from langevin.training.finetuning.parts import LoraOptions, LoraTarget
 from langevin.training.objectives.denoising import DenoisingConfig
 from langevin.training.objectives.levels import LevelConfig, LevelSampling
 from langevin.training.objectives.weighting import Weighting
@@ -55,7 +55,7 @@ class TuningStage(Config):
     gamma: float | None = Field(None, gt=0)
     """Of the weightings min_snr, soft_min_snr and p2; null is the published value."""
     levels: LevelConfig = LevelConfig()
-    """How noise levels are drawn: uniform or log_normal."""
+    """How noise levels are drawn: uniform, log_normal or grid."""
     noise_offset: float = Field(0.0, ge=0, le=1)
     """Deviation of noise that is the same for all pixels of a channel: pictures get darker and brighter as a whole."""
     input_perturbation: float = Field(0.0, ge=0, le=1)
@@ -81,7 +81,7 @@ class TuningStage(Config):
     def _learns_nothing(cls, levels: LevelConfig) -> LevelConfig:
         # What importance sampling learns would have to stand in the checkpoints beside adapters and words.
         if levels.name is LevelSampling.IMPORTANCE:
-            raise ValueError("importance is for training from scratch: fine-tuning takes uniform or log_normal")
+            raise ValueError("importance is for training from scratch: fine-tuning takes uniform, log_normal or grid")
         return levels
 
     def denoising(self, weighting: Weighting) -> DenoisingConfig:
@@ -148,6 +148,36 @@ class ControlStage(TuningStage):
     preview_prompts: tuple[str, ...] = ()
     """What is made of the held-out pictures' hints, in turn; [""] is nothing but the hint. None: of each what is said
     of its picture, which tells little where the model knows the picture by that."""
+
+
+class DistillStage(TuningStage):
+    """Levels are those that the student learns at. `weighting` acts on the error of f; null: every level alike."""
+
+    lora: LoraOptions | None = LoraOptions(
+        rank=64, alpha=64.0, targets=(LoraTarget.TRANSFORMER, LoraTarget.CONVOLUTION)
+    )
+    """null: all weights of the U-Net train."""
+    guidance: float = Field(7.5, ge=1)
+    """Of the teacher; it becomes part of what is trained, which is sampled with guidance 1."""
+    skip: int = Field(20, ge=1)
+    """How many timesteps of the schedule the teacher goes down for the target: k of Luo et al. 2023, section 4.3."""
+    solver: Literal["euler", "heun"] = "euler"
+    """How the teacher goes there: euler is DDIM; heun calls it twice a step."""
+    solver_steps: int = Field(1, ge=1, le=50)
+    """In how many steps."""
+    loss: Literal["huber", "l2"] = "huber"
+    huber_c: float = Field(0.001, gt=0)
+    """Of the loss huber: differences below it count by their squares."""
+    steps: int = Field(4, ge=1, le=50)
+    """Of the previews, and the default of the finished file, as are the sampler `lcm` and guidance 1."""
+
+    @model_validator(mode="after")
+    def _takes_part(self) -> DistillStage:
+        if self.lora is not None and LoraTarget.TEXT in self.lora.targets:
+            raise ValueError('lora.targets: the text tower is the teacher\'s too: leave "text" out')
+        if self.input_perturbation:
+            raise ValueError(f"input_perturbation {self.input_perturbation} has no meaning here: leave it at 0")
+        return self
 
 
 class WordStage(TuningStage):

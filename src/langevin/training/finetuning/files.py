@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from langevin.checkpoints.checkpoint import Checkpoint
+from langevin.checkpoints.config import Defaults
 from langevin.checkpoints.controlnets import ControlCheckpoint, write_control_file, write_control_folder
 from langevin.checkpoints.embeddings import Embedding, EmbeddingLayout, write_embedding
 from langevin.checkpoints.lora import LoraLayout, write_lora
@@ -22,9 +24,9 @@ from langevin.model.bundle import ModelBundle
 from langevin.training.finetuning.parts import TunedControl, TunedLora, TunedWeights, TunedWord
 
 
-def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path, guidance: float) -> Path:
+def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path, defaults: Defaults) -> Path:
     """A single file laid out as the model's own was, each tensor in the precision that it had, the metadata kept; the
-    default guidance is set. What did not train is taken over from the source's files; the moving average of the old
+    given defaults are set. What did not train is taken over from the source's files; the moving average of the old
     weights is left out."""
     assert isinstance(tuned.module, nn.ModuleDict)
     parts = dict(checkpoint.parts)
@@ -32,7 +34,6 @@ def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path, guidanc
         old = checkpoint.parts[name]
         state = {n: v.detach().to("cpu", torch_dtype(old.dtype(n))) for n, v in network.state_dict().items()}
         parts[name] = Part(MemoryTensors(state), identity(state), old.shapes)
-    defaults = dataclasses.replace(checkpoint.config.defaults, guidance=guidance)
     changed = dataclasses.replace(
         checkpoint,
         config=dataclasses.replace(checkpoint.config, defaults=defaults),
@@ -46,18 +47,29 @@ def write_model(tuned: TunedWeights, checkpoint: Checkpoint, path: Path, guidanc
     return path
 
 
-def write_adapters(tuned: TunedLora, bundle: ModelBundle, run: Path) -> Path:
-    """`run/lora.safetensors` in kohya's layout, `run/lora-diffusers.safetensors` in that of diffusers."""
-    weights = tuned.weights()
-    write_lora(run / "lora-diffusers.safetensors", weights, bundle, LoraLayout.DIFFUSERS, overwrite=True)
-    return write_lora(run / "lora.safetensors", weights, bundle, LoraLayout.KOHYA, overwrite=True)
+def write_adapters(
+    tuned: TunedLora,
+    bundle: ModelBundle,
+    run: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """`run/lora.safetensors` in kohya's layout, `run/lora-diffusers.safetensors` in that of diffusers. metadata:
+    further facts that both keep."""
+    weights = tuned.weights(dtype)
+
+    def write(name: str, layout: LoraLayout) -> Path:
+        return write_lora(run / name, weights, bundle, layout, metadata=metadata, overwrite=True)
+
+    write("lora-diffusers.safetensors", LoraLayout.DIFFUSERS)
+    return write("lora.safetensors", LoraLayout.KOHYA)
 
 
 def write_control(tuned: TunedControl, bundle: ModelBundle, run: Path) -> Path:
     """`run/controlnet.safetensors` in the original layout, `run/controlnet-diffusers` as a folder of diffusers; in the
     precision that the model's U-Net was stored in, float32 where it had several."""
-    control, stored = tuned.control, bundle.info.stored_dtype
-    dtype = torch_dtype(stored) if stored in FLOATS else torch.float32
+    control, dtype = tuned.control, stored_dtype(bundle)
     state = {name: value.detach().to("cpu", dtype) for name, value in control.state_dict().items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     part = Part(MemoryTensors(state), identity(state), shapes)
@@ -65,6 +77,12 @@ def write_control(tuned: TunedControl, bundle: ModelBundle, run: Path) -> Path:
     write_control_folder(checkpoint, run / "controlnet-diffusers", overwrite=True)
     write_control_file(checkpoint, run / "controlnet.safetensors", overwrite=True)
     return run / "controlnet.safetensors"
+
+
+def stored_dtype(bundle: ModelBundle) -> torch.dtype:
+    """The precision that the model's U-Net was stored in; float32 where it had several."""
+    stored = bundle.info.stored_dtype
+    return torch_dtype(stored) if stored in FLOATS else torch.float32
 
 
 def write_word(tuned: TunedWord, token: str, run: Path) -> Path:

@@ -10,6 +10,7 @@ from langevin.errors import RequestError
 from langevin.training.config import LoopConfig
 from langevin.training.finetuning.config import (
     ControlStage,
+    DistillStage,
     DreamBoothStage,
     FullStage,
     LoraStage,
@@ -17,9 +18,14 @@ from langevin.training.finetuning.config import (
     WordStage,
 )
 from langevin.training.finetuning.control import ControlTuning
+from langevin.training.finetuning.distill import Distillation
 from langevin.training.finetuning.systems import DreamBooth, FineTuning, FullTuning, LoraTuning, TextualInversion
 
-Method = Literal["full", "lora", "dreambooth", "textual-inversion", "controlnet"]
+Method = Literal["full", "lora", "dreambooth", "textual-inversion", "controlnet", "distill"]
+
+
+_OPTIONS = {"dreambooth": ("all-weights",), "controlnet": ("hint",), "distill": ("all-weights",)}
+"""That may be given, beside --prompt and what has to be."""
 
 
 def fine_tuning(
@@ -37,15 +43,15 @@ def fine_tuning(
     model.
 
     prompt: what is said of each picture. class_prompt: DreamBooth needs it. word, start: textual inversion needs them.
-    all_weights: DreamBooth without LoRA. hint: of a ControlNet. CheckpointError where the model does not open,
-    RequestError where something is missing or has no meaning for the method.
+    all_weights: DreamBooth or distillation without LoRA. hint: of a ControlNet. CheckpointError where the model does
+    not open, RequestError where something is missing or has no meaning for the method.
     """
     given = {
         "prompt": prompt, "class-prompt": class_prompt, "word": word, "start": start, "all-weights": all_weights,
         "hint": hint,
     }  # fmt: skip
     needed = {"dreambooth": ("prompt", "class-prompt"), "textual-inversion": ("word", "start")}.get(method, ())
-    allowed = {*needed, "prompt", *{"dreambooth": ("all-weights",), "controlnet": ("hint",)}.get(method, ())}
+    allowed = {*needed, "prompt", *_OPTIONS.get(method, ())}
     for name, value in given.items():
         if name in needed and not value:
             raise RequestError(f"finetune {method} needs --{name}; docs/finetuning.md has an example")
@@ -71,6 +77,9 @@ def fine_tuning(
             case "controlnet":
                 stage |= {"hint": hint} if hint else {}
                 return ControlTuning(**common, controlnet=ControlStage(**stage, loop=_loop(5000, 1e-5)))
+            case "distill":
+                stage |= {"lora": None, "loop": _loop(5000, 1e-5)} if all_weights else {"loop": _loop(5000, 1e-4)}
+                return Distillation(**common, distill=DistillStage(**stage))
             case _:
                 assert_never(method)
     except ValidationError as error:

@@ -124,9 +124,23 @@ class TunedLora(Tuned):
                 stack.enter_context(attached.using(other))
             yield self.unet
 
-    def weights(self) -> dict[str, dict[str, LoraWeights]]:
+    @contextmanager
+    def resting(self) -> Iterator[nn.Module]:
+        """The U-Net as it was loaded, without its adapters."""
+        with ExitStack() as stack:
+            for attached in self._attached.values():
+                stack.enter_context(attached.resting())
+            yield self.unet
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, LoraWeights]]:
         """As files hold them."""
-        return {part: adapters.weights() for part, adapters in self.adapters.items()}
+        return {
+            part: {
+                name: LoraWeights(found.down.to(dtype), found.up.to(dtype), found.alpha)
+                for name, found in adapters.weights().items()
+            }
+            for part, adapters in self.adapters.items()
+        }
 
 
 def lora_layers(bundle: ModelBundle, targets: tuple[LoraTarget, ...]) -> dict[str, list[str]]:

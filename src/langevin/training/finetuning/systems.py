@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from langevin.checkpoints.checkpoint import Checkpoint
+from langevin.checkpoints.config import Defaults
 from langevin.checkpoints.loader import build, with_prediction
 from langevin.diffusion.prediction import Prediction
 from langevin.errors import RequestError
@@ -42,7 +43,7 @@ from langevin.training.objectives.weighting import Weighting
 from langevin.training.randomness import seed_for
 from langevin.training.system import System
 
-_NAMES = ("full", "lora", "dreambooth", "inversion", "controlnet")
+_NAMES = ("full", "lora", "dreambooth", "inversion", "controlnet", "distill")
 """Of the stages."""
 
 
@@ -60,9 +61,9 @@ class FineTuning(System):
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = dict.fromkeys(_NAMES, ("model", "captions"))
     free: ClassVar[frozenset[str]] = frozenset(
         # Where the model lies may change: checkpoints know the hash of its files.
-        {"model.path", "model.revision", "model.config"}
-        | {f"{name}.{field}" for name in _NAMES for field in ("preview_prompts", "guidance")}
-        | {"controlnet.tolerance"}
+        {"model.path", "model.revision", "model.config", "controlnet.tolerance", "distill.steps"}
+        | {f"{name}.preview_prompts" for name in _NAMES}
+        | {f"{name}.guidance" for name in _NAMES if name != "distill"}  # the teacher's: what is trained has it in it
     )
 
     @property
@@ -103,6 +104,10 @@ class FineTuning(System):
 
     def _said(self, caption: str) -> str:
         return self.stage.prompt.replace("{caption}", caption)
+
+    def _defaults(self, checkpoint: Checkpoint) -> Defaults:
+        """Of a finished model: those that it had, with the stage's guidance."""
+        return dataclasses.replace(checkpoint.config.defaults, guidance=self.stage.guidance)
 
     def _prior(self, bundle: ModelBundle, tuned: Tuned, run: Path, device: str) -> dict[str, Any]:
         """`TuningObjective`'s arguments for prior preservation."""
@@ -171,7 +176,7 @@ class FullTuning(FineTuning):
 
     def write(self, tuned: Tuned, bundle: ModelBundle, checkpoint: Checkpoint, run: Path) -> Path:
         assert isinstance(tuned, TunedWeights)
-        return write_model(tuned, checkpoint, run / "model.safetensors", self.stage.guidance)
+        return write_model(tuned, checkpoint, run / "model.safetensors", self._defaults(checkpoint))
 
 
 class LoraTuning(FineTuning):
@@ -209,7 +214,7 @@ class DreamBooth(FineTuning):
         if isinstance(tuned, TunedLora):
             return write_adapters(tuned, bundle, run)
         assert isinstance(tuned, TunedWeights)
-        return write_model(tuned, checkpoint, run / "model.safetensors", self.stage.guidance)
+        return write_model(tuned, checkpoint, run / "model.safetensors", self._defaults(checkpoint))
 
     def _prior(self, bundle: ModelBundle, tuned: Tuned, run: Path, device: str) -> dict[str, Any]:
         pictures = read_prior(self._prior_folder(run), self.dreambooth)

@@ -19,7 +19,7 @@ from langevin.training.caching import TextStates
 from langevin.training.captions import CaptionConfig, caption
 from langevin.training.data import PictureSet
 from langevin.training.objectives.beside import Beside
-from langevin.training.objectives.denoising import Denoising, DenoisingConfig, network_of, with_levels
+from langevin.training.objectives.denoising import Denoising, DenoisingConfig, Noised, network_of, with_levels
 from langevin.training.objectives.previews import sampled
 from langevin.training.randomness import generator, normal, sample_generators
 
@@ -105,15 +105,19 @@ class DiffusionObjective:
         }
 
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        noised, given = self.drawn(samples, step)
+        raw = self.model.raw(noised.seen, noised.levels.sigma, given)
+        return self.denoising.loss(noised, raw)
+
+    def drawn(self, samples: list[tuple[int, int]], step: int) -> tuple[Noised, Conditioning]:
+        """A batch of (epoch, index) pairs with its noise, and what the network is told of each sample."""
         streams = sample_generators(self.seed, "diffusion", step, samples)
         mean, deviation = self.latents.of(samples, self.seed)
         x0 = self.autoencoder.scale_factor * (mean + deviation * normal(streams, mean.shape[1:]))
         x0 = x0.to(self.device)
         noised = self.denoising.noised(x0, streams, step)
         dropped = torch.stack([torch.rand((), generator=g) for g in streams]) < self.caption_dropout
-        given = self.conditioning(samples, dropped.tolist(), streams)
-        raw = self.model.raw(noised.seen, noised.levels.sigma, given)
-        return self.denoising.loss(noised, raw)
+        return noised, self.conditioning(samples, dropped.tolist(), streams)
 
     def conditioning(
         self, samples: list[tuple[int, int]], dropped: list[bool], streams: list[torch.Generator]

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from langevin.diffusion.grids import trailing
 from langevin.diffusion.schedule import NoiseSchedule
 from langevin.training.config import Config
 from langevin.training.distributed import gather_rows
@@ -24,6 +25,9 @@ class LevelSampling(StrEnum):
     """Every timestep of the schedule alike (Ho et al. 2020)."""
     LOG_NORMAL = "log_normal"
     """log sigma is Gaussian (Karras et al. 2022, table 1); levels outside the schedule's are held at its ends."""
+    GRID = "grid"
+    """Only the levels that a sampler visits in `steps` steps of the trailing grid, each alike: for a model that is made
+    for so many steps."""
     IMPORTANCE = "importance"
     """Timesteps in proportion to the root of the second moment of their last losses, the loss divided by it (Nichol &
     Dhariwal 2021, section 3.3)."""
@@ -36,6 +40,8 @@ class LevelSampling(StrEnum):
                 return {}
             case LevelSampling.LOG_NORMAL:
                 return {"mean": -1.2, "deviation": 1.2}
+            case LevelSampling.GRID:
+                return {"steps": 4}
             case LevelSampling.IMPORTANCE:
                 return {"history": 10, "uniform_share": 0.001}
             case _:
@@ -50,6 +56,8 @@ class LevelConfig(Config):
     """log_normal: mean of log sigma, -1.2."""
     deviation: float | None = Field(None, gt=0)
     """log_normal: standard deviation of log sigma, 1.2."""
+    steps: int | None = Field(None, ge=1, le=1000)
+    """grid: how many levels, 4."""
     history: int | None = Field(None, ge=1, le=1000)
     """importance: how many losses of each timestep are remembered, 10. Until every timestep has as many, all are
     drawn alike."""
@@ -58,7 +66,9 @@ class LevelConfig(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> LevelConfig:
-        check_parameters(self, self.name, self.name.parameters, ("mean", "deviation", "history", "uniform_share"))
+        check_parameters(
+            self, self.name, self.name.parameters, ("mean", "deviation", "steps", "history", "uniform_share")
+        )
         return self
 
     def parameter(self, name: str) -> float:
@@ -102,6 +112,8 @@ def make_levels(config: LevelConfig, schedule: NoiseSchedule) -> Levels:
             return UniformLevels(schedule)
         case LevelSampling.LOG_NORMAL:
             return LogNormalLevels(schedule, config.parameter("mean"), config.parameter("deviation"))
+        case LevelSampling.GRID:
+            return GridLevels(schedule, int(config.parameter("steps")))
         case LevelSampling.IMPORTANCE:
             return ImportanceLevels(schedule, int(config.parameter("history")), config.parameter("uniform_share"))
         case _:
@@ -129,6 +141,17 @@ class LogNormalLevels(Levels):
         sigma = torch.exp(self.mean + self.deviation * normal)
         held = sigma.clamp(self.schedule.sigma_min, self.schedule.sigma_max)
         return Drawn(held, None, torch.ones_like(held))
+
+
+class GridLevels(Levels):
+    def __init__(self, schedule: NoiseSchedule, steps: int) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.t = schedule.t(trailing(schedule, min(steps, len(schedule)))).long()  # whole ones
+
+    def draw(self, streams: Sequence[torch.Generator], step: int) -> Drawn:
+        t = torch.stack([self.t[torch.randint(len(self.t), (), generator=g)] for g in streams])
+        return Drawn(self.schedule.sigmas[t], t, torch.ones(len(t), dtype=torch.float64))
 
 
 class ImportanceLevels(Levels):

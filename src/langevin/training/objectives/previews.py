@@ -24,15 +24,17 @@ def sampled(
     guidance: float,
     *,
     pixels: bool = False,
+    sampler: str = "dpmpp_2m",
+    steps: int = 20,
 ) -> Tensor:
-    """Samples with seeds 0, 1, ..., 20 steps of DPM-Solver++(2M): float32 B C H W. shape: of one, C H W. pixels: what
-    is sampled lies in [-1, 1]."""
-    sigmas = make_grid("trailing", model.schedule, min(20, len(model.schedule)))
+    """Samples with seeds 0, 1, ..., by default 20 steps of DPM-Solver++(2M): float32 B C H W. shape: of one, C H W.
+    pixels: what is sampled lies in [-1, 1]."""
+    sigmas = make_grid("trailing", model.schedule, min(steps, len(model.schedule)))
     noise = Noise(range(count), shape)
     x = model.schedule.prior(noise.initial()).to(model.device)
     denoiser = guided_model(model, cond, uncond, guidance)
     if pixels:
         denoiser = clipped(denoiser)
-    for step in SAMPLERS["dpmpp_2m"].function(denoiser, x, sigmas, noise):
+    for step in SAMPLERS[sampler].function(denoiser, x, sigmas, noise):
         x = step.x
     return x

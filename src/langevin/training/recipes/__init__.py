@@ -9,6 +9,7 @@ from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.emoji_cascade import emoji_cascade
 from langevin.training.recipes.emoji_edges import emoji_edges
+from langevin.training.recipes.emoji_fast import emoji_fast
 from langevin.training.recipes.emoji_inpainting import emoji_inpainting
 from langevin.training.recipes.emoji_second import emoji_faces, emoji_second
 from langevin.training.recipes.emoji_sharp import emoji_sharp
@@ -26,6 +27,7 @@ RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji-faces": emoji_faces,
     "emoji-sharp": emoji_sharp,
     "emoji-edges": emoji_edges,
+    "emoji-fast": emoji_fast,
     "emoji-inpainting": emoji_inpainting,
     "emoji-upscaler": emoji_upscaler,
     "emoji-cascade": emoji_cascade,
