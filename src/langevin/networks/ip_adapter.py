@@ -239,7 +239,7 @@ def decoupled(network: UNet, beside: Sequence[Beside]) -> UNet:
             raise ValueError(f"layers {one.adapter.config.layers}: this network has {widths}")
     for block, *layers in zip(blocks, *(one.adapter.layers for one in beside), strict=True):
         assert isinstance(block.attn2, CrossAttention)
-        block.attn2 = DecoupledAttention(block.attn2, layers, beside)  # type: ignore[assignment]  # called like it
+        block.attn2 = DecoupledAttention(block.attn2, layers, beside)
     return twin
 
 
