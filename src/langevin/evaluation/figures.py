@@ -40,6 +40,10 @@ class Figure:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Neighbours, subsets, steps ..."""
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; those that are not finite as text."""
+        return {k: _plain(v) for k, v in asdict(self).items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -60,7 +64,7 @@ class Report:
             "program": f"langevin {__version__}",
             "subject": dict(self.subject),
             "data": dict(self.data),
-            "figures": [{k: _plain(v) for k, v in asdict(figure).items()} for figure in self.figures],
+            "figures": [figure.to_json() for figure in self.figures],
             "notices": list(self.notices),
             "seconds": round(self.seconds, 1),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,17 +36,8 @@ def reconstruction_figures(bundle: ModelBundle, pictures: Tensor, *, seed: int =
     pictures: uint8 N 3 H W. Mean and deviation over the pictures. Raises RequestError for a model without an
     autoencoder, or a size that it does not take.
     """
-    codec = bundle.autoencoder
-    if codec is None:
-        raise RequestError(f"reconstruction: model {bundle.info.name} works on pixels and has no autoencoder")
-    f = codec.downsampling
-    if pictures.shape[-1] % f or pictures.shape[-2] % f:
-        height, width = pictures.shape[-2:]
-        raise RequestError(f"reconstruction: {width} x {height} pixels: the autoencoder takes multiples of {f}")
     decibels, similarities = [], []
-    for part in pictures.split(batch):
-        original = part.float() / 127.5 - 1
-        copy = codec.decode(codec.encode(original.to(codec.device))).float().cpu().clamp(-1, 1)
+    for original, copy in _copies(bundle, pictures, batch):
         decibels.append(psnr(original, copy))
         if min(original.shape[-2:]) >= _SMALLEST_FOR_SSIM:
             similarities.append(ssim(original, copy))
@@ -55,6 +46,27 @@ def reconstruction_figures(bundle: ModelBundle, pictures: Tensor, *, seed: int =
         for name, values in (("psnr", decibels), ("ssim", similarities))
         if values
     ]
+
+
+@torch.no_grad()
+def reconstructed(bundle: ModelBundle, pictures: Tensor, batch: int = 16) -> Tensor:
+    """Pictures through the autoencoder and back, uint8 N 3 H W. RequestError as `reconstruction_figures` has it."""
+    copies = [((copy + 1) * 127.5).round().to(torch.uint8) for _, copy in _copies(bundle, pictures, batch)]
+    return torch.cat(copies) if copies else pictures
+
+
+def _copies(bundle: ModelBundle, pictures: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches in [-1, 1]: pictures, and what becomes of them by the mean of each latent."""
+    codec = bundle.autoencoder
+    if codec is None:
+        raise RequestError(f"reconstruction: model {bundle.info.name} works on pixels and has no autoencoder")
+    f = codec.downsampling
+    if pictures.shape[-1] % f or pictures.shape[-2] % f:
+        height, width = pictures.shape[-2:]
+        raise RequestError(f"reconstruction: {width} x {height} pixels: the autoencoder takes multiples of {f}")
+    for part in pictures.split(batch):
+        original = part.float() / 127.5 - 1
+        yield original, codec.decode(codec.encode(original.to(codec.device))).float().cpu().clamp(-1, 1)
 
 
 def likelihood_figures(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from langevin.checkpoints.atomic import atomic_write
@@ -22,6 +23,55 @@ def contact_sheet(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
         row, column = divmod(i, columns)
         sheet.paste(picture, (gap + column * (width + gap), gap + row * (height + gap)))
     return sheet
+
+
+def labelled_sheet(
+    images: Tensor, labels: Sequence[str], columns: int, *, side: int | None = None, gap: int = 4
+) -> Image.Image:
+    """`images` (B 3 H W in [-1, 1]) row by row on white, each with its label below, on two lines at most.
+
+    side: width and height in pixels at which they are shown; as they are if None. Words that do not fit are cut off.
+    """
+    pictures = to_pictures(images)
+    if side is not None:
+        pictures = [p if p.size == (side, side) else p.resize((side, side), Image.Resampling.LANCZOS) for p in pictures]
+    width, height = pictures[0].size
+    font = ImageFont.load_default(size=11)
+    line = 13
+    below = 2 * line + 2 * gap
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + below) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+        row, column = divmod(i, columns)
+        left, top = gap + column * (width + gap), gap + row * (height + below)
+        sheet.paste(picture, (left, top))
+        for k, text in enumerate(_lines(label, width, font)):
+            draw.text((left, top + height + 1 + k * line), text, fill=(60, 60, 60), font=font)
+    return sheet
+
+
+def _lines(label: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> list[str]:
+    """Two lines at most, of whole words where that is possible."""
+    lines = [""]
+    for word in label.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    shown = []
+    for text in lines[:2]:
+        while text and font.getlength(text) > width:
+            text = text[:-1]
+        shown.append(text)
+    return shown
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture as PNG, as small as it goes without a change."""
+    with atomic_write(path) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
 
 
 def save_grid(path: Path, images: Tensor, columns: int) -> None:
