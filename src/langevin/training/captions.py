@@ -25,6 +25,8 @@ class CaptionConfig(Config):
     """How often some of the record's keywords follow the name."""
     article_share: float = Field(0.4, ge=0, le=1)
     """How often the name gets "a" or "an"."""
+    colour_share: float = Field(0.0, ge=0, le=1)
+    """How often the record's `colour` stands before the name; `data.colours` measures it."""
     shuffle_tags: float = Field(0.0, ge=0, le=1)
     """How often the parts of the caption between commas are put in another order."""
     keep_tags: int = Field(0, ge=0)
@@ -32,9 +34,11 @@ class CaptionConfig(Config):
 
 
 def caption(record: Mapping[str, Any], config: CaptionConfig, generator: torch.Generator) -> str:
-    """One caption for `record` (fields `caption`, and if it has them `captions`, `keywords` and `style`).
+    """One caption for `record` (fields `caption`, and if it has them `captions`, `keywords`, `style`, `colour` and
+    `phrase`).
 
-    Of several captions one is chosen, each as often as the others. Tags are shuffled before anything is added.
+    Of several captions one is chosen, each as often as the others. Tags are shuffled before anything is added. Before a
+    `phrase`, which has its article already, nothing is put.
     """
 
     def chance(share: float) -> bool:
@@ -49,7 +53,9 @@ def caption(record: Mapping[str, Any], config: CaptionConfig, generator: torch.G
         tags = [tag for part in text.split(",") if (tag := part.strip())]
         kept, rest = tags[: config.keep_tags], tags[config.keep_tags :]
         text = ", ".join([*kept, *(rest[i] for i in torch.randperm(len(rest), generator=generator).tolist())])
-    if chance(config.article_share):
+    if config.colour_share and record.get("colour") and chance(config.colour_share):
+        text = f"{record['colour']} {text}"
+    if not record.get("phrase") and chance(config.article_share):
         text = f"{'an' if text[:1].lower() in 'aeiou' else 'a'} {text}"
     keywords = [str(k) for k in record.get("keywords") or () if k not in texts]
     if keywords and chance(config.keyword_share):

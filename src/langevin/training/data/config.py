@@ -13,6 +13,26 @@ from langevin.training.data.buckets import BucketConfig
 from langevin.training.data.fitting import Fit
 
 
+class ColourConfig(Config):
+    """Which records get the field `colour`, measured from their pictures."""
+
+    least: float = Field(0.6, gt=0, le=1)
+    """The share of what is drawn that one colour covers at least."""
+    exclude: dict[str, tuple[str, ...]] = Field(default_factory=lambda: {"split": ("val", "test", "held-out")})
+    """Samples that get none: those of which one of these fields has one of the values."""
+
+    def leaves_out(self, record: Mapping[str, Any]) -> bool:
+        return any(_said(record.get(k)) in v for k, v in self.exclude.items())
+
+
+class SceneConfig(Config):
+    """Scenes of shapes that are drawn beside the data's pictures: "two red circles", "a green cross above a square"."""
+
+    share: float = Field(gt=0, le=0.9)
+    """Of all samples, scenes included."""
+    seed: int = Field(0, ge=0)
+
+
 class DataConfig(Config):
     """Which samples of a data set are used, and at what size."""
 
@@ -33,6 +53,12 @@ class DataConfig(Config):
     repeat: dict[str, dict[str, Annotated[int, Field(ge=1, le=1000)]]] = Field(default_factory=dict)
     """How often an epoch shows a sample, by the value of a field: {"group": {"Smileys & Emotion": 4}}. Once, where
     nothing is said of its value; of several fields the product. Each time its caption and noise are others."""
+
+    colours: ColourConfig | None = None
+    """Measure the colours of the pictures, for `captions.colour_share`."""
+    scenes: SceneConfig | None = None
+    """Add scenes of the captioned shapes, on white, whatever `include` and `exclude` say. Their records have the style
+    "shapes" and the split "train"."""
 
     @model_validator(mode="after")
     def _on_the_grid(self) -> DataConfig:

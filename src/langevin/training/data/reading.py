@@ -18,7 +18,9 @@ from langevin.training.data.buckets import bucket_sizes, nearest_bucket
 from langevin.training.data.config import DataConfig
 from langevin.training.data.files import Listing, Sample, list_files
 from langevin.training.data.fitting import fit_to
+from langevin.training.data.naming import name_colours
 from langevin.training.data.pictures import PictureSet
+from langevin.training.data.shapes import scene_samples
 
 Reader = Callable[[Listing, list[str]], Iterator[Sample]]
 """Gives the samples and adds a line to the list for each file that cannot be used. Pictures are opened later, and
@@ -67,7 +69,9 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
     DataError as `read_data` does."""
     sizes = bucket_sizes(config.size, config.buckets) if config.buckets else ((config.size, config.size),)
     found: dict[str, tuple[Mapping[str, Any], np.ndarray]] = {}
+    taken: set[str] = set()
     for sample in samples:
+        taken.add(str(sample.record.get("caption")).lower())
         if not config.wants(sample.record):
             continue
         if sample.key in found:
@@ -85,6 +89,13 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
         raise DataError(
             f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}{why}"
         )
+    if config.scenes is not None and found:
+        for sample in scene_samples(config.scenes, len(found), config.size):
+            if sample.key in found:
+                raise DataError(
+                    f"the key {sample.key!r} of data.scenes is one of {folder} too: give another scenes.seed"
+                )
+            found[sample.key] = {"key": sample.key, **sample.record}, np.asarray(sample.picture())
     keys = sorted(found)
     # In the order of the sizes, those without a picture left out: one tensor for each.
     shapes = sorted({found[k][1].shape for k in keys}, key=lambda shape: shape[1])
@@ -96,6 +107,13 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
     for part in parts:
         digest.update(part.numpy().tobytes())
     records = [found[k][0] for k in keys]
+    if config.colours is not None:
+        for i, part in enumerate(parts):
+            places = [place for place, b in enumerate(bucket) if b == i]
+            named = name_colours(part, [records[place] for place in places], config.colours, taken)
+            for place, record in zip(places, named, strict=True):
+                records[place] = record
+        digest.update(repr([record.get("colour") for record in records]).encode())
     times = torch.tensor([config.times(record) for record in records])
     if config.repeat:
         digest.update(repr(times.tolist()).encode())

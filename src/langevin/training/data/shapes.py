@@ -10,6 +10,8 @@ import io
 import json
 import random
 import tarfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,8 @@ import numpy as np
 from PIL import Image
 
 from langevin.checkpoints.atomic import atomic_write
+from langevin.training.data.config import SceneConfig
+from langevin.training.data.files import Sample
 from langevin.training.randomness import seed_for
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -196,6 +200,18 @@ def write_shapes(folder: Path, count: int, *, seed: int = 0, size: int = 64, hel
             _add(tar, f"{key}.png", picture.getvalue())
             _add(tar, f"{key}.json", json.dumps(record).encode())
     return path
+
+
+def scene_samples(config: SceneConfig, others: int, size: int) -> Iterator[Sample]:
+    """So many scenes that they are `config.share` of the samples, at least one, beside `others` of a data set.
+
+    Their captions are whole phrases with their articles, which the record's `phrase` says: nothing is put before them.
+    """
+    for index in range(max(1, round(config.share / (1 - config.share) * others))):
+        scene, placed = make_scene(config.seed, index)
+        record = {"caption": scene.caption, "split": "train", "style": "shapes", "phrase": True}
+        key = f"shapes-train-{config.seed}-{index:08d}"
+        yield Sample(key, record, key, partial(draw_scene, placed, size))
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
