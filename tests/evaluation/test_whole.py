@@ -122,7 +122,7 @@ def test_attributes_stand_beside_what_real_pictures_get(whole: tuple[Path, dict[
     figures = {f["name"]: f for f in part["figures"]}
     # Two filled discs and their outlines are called by a colour, and nothing but single discs is drawn.
     assert figures["colour"]["real"] == 1 and figures["colour"]["chance"] == 0 and figures["colour"]["reference"] == 4
-    assert figures["style"]["real"] == 1 and figures["style"]["chance"] == 0.5
+    assert figures["style"]["real"] > 0.7 and figures["style"]["chance"] == 0.5
     assert figures["two things"]["real"] == 1 and figures["two things"]["chance"] == 0
     assert part["details"]["single_pictures_counted_as_one"] == 1 and part["details"]["names"] == 12
     kinds = [p["kind"] for p in part["details"]["prompts"]]
@@ -147,7 +147,7 @@ def test_the_page_links_only_pictures_that_are_there(whole: tuple[Path, dict[str
     folder, report = whole
     text = (folder / "model-evaluation.md").read_text()
     links = re.findall(r"\]\((images/[^)]+)\)", text)
-    assert sorted(links) == sorted(f"images/{p.name}" for p in (folder / "images").iterdir()) and len(links) == 10
+    assert sorted(links) == sorted(f"images/{p.name}" for p in (folder / "images").iterdir()) and len(links) == 11
     assert all(open_picture(folder / link).width <= 1300 for link in links)
     assert "This page was written by `the command`" in text and "sha256 000000000000" in text
     assert all(f"{heading}\n" in text for heading in ("## Does it copy?", "## 4 prompts", "## Guidance"))

@@ -30,12 +30,14 @@ def labelled_sheet(
 ) -> Image.Image:
     """`images` (B 3 H W in [-1, 1]) row by row on white, each with its label below, on two lines at most.
 
-    side: width and height in pixels at which they are shown; as they are if None. Words that do not fit are cut off.
+    side: width and height in pixels at which larger ones are shown, and the least width of a column. Words that do not
+    fit are cut off.
     """
     pictures = to_pictures(images)
-    if side is not None:
-        pictures = [p if p.size == (side, side) else p.resize((side, side), Image.Resampling.LANCZOS) for p in pictures]
-    width, height = pictures[0].size
+    if side is not None and max(pictures[0].size) > side:
+        pictures = [picture.resize((side, side), Image.Resampling.LANCZOS) for picture in pictures]
+    height = pictures[0].height
+    width = max(pictures[0].width, side or 0)
     font = ImageFont.load_default(size=11)
     line = 13
     below = 2 * line + 2 * gap
@@ -45,7 +47,7 @@ def labelled_sheet(
     for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
         row, column = divmod(i, columns)
         left, top = gap + column * (width + gap), gap + row * (height + below)
-        sheet.paste(picture, (left, top))
+        sheet.paste(picture, (left + (width - picture.width) // 2, top))
         for k, text in enumerate(_lines(label, width, font)):
             draw.text((left, top + height + 1 + k * line), text, fill=(60, 60, 60), font=font)
     return sheet

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from langevin.evaluation.colours import PRESENT
 from langevin.evaluation.whole.subject import IMAGES
 
 Found = Mapping[str, Any]
@@ -92,7 +93,7 @@ def _copying(part: Found) -> list[str]:
         "",
         _picture("copying", "Distances to the nearest training picture"),
         "",
-        _picture("memorisation", "Samples, each with its nearest training pictures"),
+        *_sheets(part, "Samples, each with its nearest training pictures"),
         "",
         "*Samples of known names; below each the nearest training picture in CLIP features, and the nearest in pixels, "
         "with the distances.*",
@@ -104,11 +105,11 @@ def _attributes(part: Found) -> list[str]:
     return [
         "## Colours, styles and numbers",
         "",
-        f"{len(details['prompts'])} prompts made of the words of the data. A **colour** is right if it covers 40 % of "
+        f"{len(details['prompts'])} prompts made of the words of the data. A **colour** is right if it covers {PRESENT:.0%} of "
         "what is drawn; *real* are real pictures that are called by a colour, *chance* is how often they show one of "
-        "the other colours. A **style** is right if a linear classifier of CLIP features and pixel statistics says it; "
-        f"it names {_share(details['style_after_autoencoder'])} of held-out pictures right after they went through the "
-        "autoencoder. **Two things** are right if exactly two separate patches are drawn; *real* are real pictures set "
+        "the other colours. A **style** is right if a linear classifier of CLIP features and pixel statistics says it, "
+        "which is fitted on training pictures after the autoencoder; *real* are held-out ones after the autoencoder. "
+        "**Two things** are right if exactly two separate patches are drawn; *real* are real pictures set "
         f"twice side by side, *chance* single ones; {_share(details['single_pictures_counted_as_one'])} of "
         f"{details['single_pictures']} real pictures of single things are counted as one. A **thing** is found if its "
         f"name is the nearest (among the nearest ten) of all {details['names']} names by CLIP, which was trained on "
@@ -119,7 +120,7 @@ def _attributes(part: Found) -> list[str]:
         "",
         _picture("attributes", "Shares of right pictures beside the measures' own on real pictures"),
         "",
-        _picture("attribute-sheet", "The first pictures of each kind with what was seen"),
+        *_sheets(part, "The first pictures of each kind with what was seen"),
         "",
         '*The first prompts of each kind; behind the prompt "right", or what was seen instead.*',
     ]
@@ -130,7 +131,7 @@ def _sheet(part: Found) -> list[str]:
     return [
         f"## {len(prompts)} prompts",
         "",
-        _picture("sheet", f"{len(prompts)} prompts with the seeds 0 to {len(prompts) - 1}"),
+        *_sheets(part, f"{len(prompts)} prompts with the seeds 0 to {len(prompts) - 1}"),
         "",
         f"*Names at equal distances in the alphabet, every other one with a style; seeds 0 to {len(prompts) - 1} in "
         "reading order.*",
@@ -145,7 +146,7 @@ def _autoencoder(part: Found) -> list[str]:
         "",
         *_figures(part),
         "",
-        _picture("autoencoder", "Pictures and what the autoencoder makes of them"),
+        *_sheets(part, "Pictures and what the autoencoder makes of them"),
     ]
 
 
@@ -240,6 +241,11 @@ def _number(value: Any) -> str:
 
 def _share(value: float | None) -> str:
     return "none" if value is None else f"{value:.0%}"
+
+
+def _sheets(part: Found, alternative: str) -> list[str]:
+    """Sheets below one another."""
+    return [_picture(name, alternative) for name in part["details"]["sheets"]]
 
 
 def _picture(name: str, alternative: str) -> str:

@@ -125,12 +125,13 @@ def copying(subject: Subject) -> Part:
                 for what, share in shares.items()
             ]  # fmt: skip
     plot_histograms(subject.image("copying"), panels)
-    _memorisation_sheet(subject, neighbours)
+    sheets = _memorisation_sheets(subject, neighbours)
     medians = {
         space: {name: float(torch.tensor(values).median()) for name, values in of.items()}
         for space, of in panels.items()
     }
-    return Part(figures=tuple(figures), details={"median_distance": medians, "verdict": _verdict(figures)})
+    details = {"median_distance": medians, "verdict": _verdict(figures), "sheets": sheets}
+    return Part(figures=tuple(figures), details=details)
 
 
 _SPACES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -166,8 +167,8 @@ def _verdict(figures: Sequence[Figure]) -> str:
     return f"No copying was found: {measured}"
 
 
-def _memorisation_sheet(subject: Subject, neighbours: Mapping[str, Nearest]) -> None:
-    """Bands of three rows: samples, the nearest by CLIP features, the nearest by pixels."""
+def _memorisation_sheets(subject: Subject, neighbours: Mapping[str, Nearest]) -> list[str]:
+    """Sheets of three rows: samples, the nearest by CLIP features, the nearest by pixels."""
     made, train = subject.made(subject.known), subject.train
     count = min(SHOWN, len(made))
     pictures: list[Tensor] = []
@@ -175,19 +176,21 @@ def _memorisation_sheet(subject: Subject, neighbours: Mapping[str, Nearest]) -> 
     for start in range(0, count, COLUMNS):
         band = range(start, min(start + COLUMNS, count))
         pictures += [made[i] for i in band]
-        labels += [f"{subject.known.prompts[i]} (seed {subject.known.seed + i})" for i in band]
+        labels += [f"{subject.known.seed + i}: {subject.known.prompts[i]}" for i in band]
         for space, (distances, places) in neighbours.items():
             pictures += [train.pictures[places[i]] for i in band]
-            labels += [f"{space} {distances[i]:.2f}: {train.records[int(places[i])]['caption']}" for i in band]
-    subject.save_sheet("memorisation", pictures, labels, min(COLUMNS, count))
+            names = [train.records[place]["caption"] for place in places.tolist()]
+            labels += [f"{space.removesuffix(' features')} {distances[i]:.2f}: {names[i]}" for i in band]
+    return subject.save_sheet("memorisation", pictures, labels, min(COLUMNS, count))
 
 
 def sheet(subject: Subject) -> Part:
     """Prompts in the order of the alphabet, at equal distances among all names, every other one with a style."""
     block = sheet_block(subject)
     made = list(subject.made(block))
-    subject.save_sheet("sheet", made, [f"{seed}: {prompt}" for seed, prompt in enumerate(block.prompts)], COLUMNS)
-    return Part(details={"prompts": list(block.prompts)})
+    labels = [f"{seed}: {prompt}" for seed, prompt in enumerate(block.prompts)]
+    sheets = subject.save_sheet("sheet", made, labels, COLUMNS)
+    return Part(details={"prompts": list(block.prompts), "sheets": sheets})
 
 
 def sheet_block(subject: Subject) -> Block:
@@ -214,5 +217,5 @@ def autoencoder(subject: Subject) -> Part:
         few = data.pictures[places[:columns]]
         shown += [*few, *reconstructed(subject.bundle, few, subject.scale.batch)]
     rows = ("training picture", "decoded", "held-out picture", "decoded")
-    subject.save_sheet("autoencoder", shown, [row for row in rows for _ in range(columns)], columns)
-    return Part(figures=tuple(figures))
+    sheets = subject.save_sheet("autoencoder", shown, [row for row in rows for _ in range(columns)], columns, rows=4)
+    return Part(figures=tuple(figures), details={"sheets": sheets})

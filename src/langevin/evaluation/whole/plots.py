@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
 def plot_bars(path: Path, panels: Mapping[str, Sequence[Bar]]) -> None:
     """A panel for each title, its bars lying one below the other."""
-    figure = _figure(0.5 + 0.55 * max(len(bars) for bars in panels.values()))
+    figure = _figure(0.9 + 0.42 * max(len(bars) for bars in panels.values()))
     for place, (title, bars) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(1, len(panels), place)
         rows = range(len(bars))
@@ -55,7 +55,7 @@ def plot_bars(path: Path, panels: Mapping[str, Sequence[Bar]]) -> None:
         axes.margins(x=0.15)
         axes.set_title(title, fontsize=10)
         axes.tick_params(axis="x", labelsize=8)
-        axes.legend(fontsize=7, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     _save(figure, path)
 
 

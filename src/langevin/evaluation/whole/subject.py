@@ -31,6 +31,8 @@ LEAST = 8
 """Pictures that a set needs before anything is said of it."""
 IMAGES = "images"
 """Folder of the plots and sheets, as the page links them."""
+SIDE = 96
+"""Width and height at which pictures are shown on sheets."""
 DECODING = 4
 """What decoding and writing a picture costs, in calls of the denoiser: for the estimate of the time alone."""
 
@@ -246,10 +248,17 @@ class Subject:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"evaluation-{name}.png"
 
-    def save_sheet(self, name: str, pictures: Sequence[Tensor], labels: Sequence[str], columns: int) -> None:
-        """Write pictures (uint8 3 H W) with their labels as a contact sheet."""
-        images = torch.stack(list(pictures)).float() / 127.5 - 1
-        save_picture(self.image(name), labelled_sheet(images, labels, columns))
+    def save_sheet(
+        self, name: str, pictures: Sequence[Tensor], labels: Sequence[str], columns: int, rows: int = 3
+    ) -> list[str]:
+        """Write pictures (uint8 3 H W) with their labels as sheets of so many rows. Returns the sheets' names."""
+        names = []
+        for start in range(0, len(pictures), columns * rows):
+            some = slice(start, start + columns * rows)
+            images = torch.stack(list(pictures[some])).float() / 127.5 - 1
+            names.append(f"{name}-{len(names) + 1}")
+            save_picture(self.image(names[-1]), labelled_sheet(images, labels[some], columns, side=SIDE))
+        return names
 
 
 def pictures_there(subject: Subject, block: Block) -> int:

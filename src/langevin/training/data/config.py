@@ -12,13 +12,16 @@ from langevin.training.config import Config
 from langevin.training.data.buckets import BucketConfig
 from langevin.training.data.fitting import Fit
 
+HELD_OUT: Mapping[str, tuple[str, ...]] = {"split": ("val", "test", "held-out")}
+"""Samples by which models are judged, as data sets call them."""
+
 
 class ColourConfig(Config):
     """Which records get the field `colour`, measured from their pictures."""
 
     least: float = Field(0.6, gt=0, le=1)
     """The share of what is drawn that one colour covers at least."""
-    exclude: dict[str, tuple[str, ...]] = Field(default_factory=lambda: {"split": ("val", "test", "held-out")})
+    exclude: dict[str, tuple[str, ...]] = Field(default_factory=lambda: dict(HELD_OUT))
     """Samples that get none: those of which one of these fields has one of the values."""
 
     def leaves_out(self, record: Mapping[str, Any]) -> bool:

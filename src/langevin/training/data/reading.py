@@ -89,7 +89,7 @@ def assemble(folder: Path, samples: Iterable[Sample], config: DataConfig, unread
         raise DataError(
             f"none of the samples in {folder} is wanted by include={config.include} exclude={config.exclude}{why}"
         )
-    if config.scenes is not None and found:
+    if config.scenes is not None:
         for sample in scene_samples(config.scenes, len(found), config.size):
             if sample.key in found:
                 raise DataError(
