@@ -105,11 +105,12 @@ def _attributes(part: Found) -> list[str]:
     return [
         "## Colours, styles and numbers",
         "",
-        f"{len(details['prompts'])} prompts made of the words of the data. A **colour** is right if it covers {PRESENT:.0%} of "
-        "what is drawn; *real* are real pictures that are called by a colour, *chance* is how often they show one of "
-        "the other colours. A **style** is right if a linear classifier of CLIP features and pixel statistics says it, "
-        "which is fitted on training pictures after the autoencoder; *real* are held-out ones after the autoencoder. "
-        "**Two things** are right if exactly two separate patches are drawn; *real* are real pictures set "
+        f"{len(details['prompts'])} prompts made of the words of the data. A **colour** is right if it covers "
+        f"{PRESENT:.0%} of what is drawn; *real* are real pictures that are called by a colour, *chance* is how often "
+        "they show one of the other colours. A **style** is right if a linear classifier of CLIP features and pixel "
+        "statistics says it, which is fitted on training pictures after the autoencoder; *real* are held-out ones, "
+        "also after it. **Two things** are right if exactly two separate patches are drawn; *real* are real pictures "
+        "set "
         f"twice side by side, *chance* single ones; {_share(details['single_pictures_counted_as_one'])} of "
         f"{details['single_pictures']} real pictures of single things are counted as one. A **thing** is found if its "
         f"name is the nearest (among the nearest ten) of all {details['names']} names by CLIP, which was trained on "

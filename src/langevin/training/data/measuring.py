@@ -92,7 +92,10 @@ def _unclear(reason: str) -> Measurement:
 def _patches(ink: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """(rows, columns) of each set of pixels that touch one another, sides and corners."""
     labels = label_patches(ink)
-    patches = [np.nonzero(labels == i) for i in range(1, int(labels.max()) + 1)]
+    patches = []
+    for i in range(1, int(labels.max()) + 1):
+        rows, columns = np.nonzero(labels == i)
+        patches.append((rows, columns))
     return sorted(patches, key=lambda p: (int(p[0].min()), int(p[1].min())))
 
 
