@@ -297,21 +297,21 @@ def _kind(picture: Image.Image) -> str:
 
 
 def _place(folder: Path, addition: Mapping[str, Any]) -> str:
-    """The file in the folder, or the right one in a folder there, or else a name to look for in $LANGEVIN_MODELS.
+    """The file in the folder, or for weights from a folder of their own the right one in the folders there, or else a
+    name to look for in $LANGEVIN_MODELS.
 
     The weights of all diffusers' folders have the same name: their hash tells which is the addition's.
     """
-    name, size, sha256 = Path(str(addition["name"])).name, addition["bytes"], addition["sha256"]
-    deeper = [path for path in sorted(folder.glob(f"*/{escape(name)}")) if path.is_file()]
-    if (folder / name).is_file():
-        if not deeper:
-            return str(folder / name)
-        deeper.insert(0, folder / name)
-    for path in deeper:
+    name, own = Path(str(addition["name"])).name, addition.get("folder")
+    there = [folder / name, *(sorted(folder.glob(f"*/{escape(name)}")) if own is not None else ())]
+    there = [path for path in there if path.is_file()]
+    if own is None and there:
+        return str(there[0])
+    for path in there:
         file = SourceFile(path, path.stat().st_size)
-        if file.size == size and file.sha256 == sha256:
+        if file.size == addition["bytes"] and file.sha256 == addition["sha256"]:
             return str(path)
-    return Path(str(addition.get("folder", name))).name
+    return Path(name if own is None else str(own)).name
 
 
 def _whereabouts(source: Mapping[str, Any]) -> str | None:
