@@ -7,7 +7,7 @@ import torch
 
 from langevin.errors import DataError
 from langevin.evaluation import nearest as module
-from langevin.evaluation.nearest import nearest, pixel_vectors, share_below
+from langevin.evaluation.nearest import nearest, pixel_vectors, share_nearer
 from langevin.evaluation.principal import Principal
 from langevin.evaluation.retrieval import places_of, ranks, share_found
 
@@ -38,10 +38,24 @@ def test_pixels_are_a_root_mean_square_apart_at_most_the_side_given() -> None:
     assert pixel_vectors(dark, 16).shape == (1, 192)
 
 
-def test_the_share_below_a_quantile() -> None:
-    others = torch.arange(1, 101).float()
-    assert share_below(torch.tensor([0.5, 3.0, 50.0, 90.0]), others) == 0.5
-    assert share_below(others, others) == pytest.approx(0.05, abs=0.011)
+def test_a_remembered_picture_is_relatively_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 7)
+    monkeypatch.setattr(module, "NEIGHBOURS", 4)
+    references = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    queries = torch.stack([references[20] + 0.01, references.mean(0)])
+    distance = torch.cdist(queries.double(), references.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    found = nearest(queries, references)
+    expected = distance.amin(1) / distance.topk(4, largest=False).values.mean(1)
+    assert torch.allclose(found.relative.double(), expected, atol=1e-4)
+    assert found.places[0] == 20 and found.relative[0] < 0.05 < 0.7 < found.relative[1] <= 1
+    assert nearest(queries, references[:1]).relative.tolist() == [1, 1]
+
+
+def test_the_share_that_is_nearer_is_half_where_there_is_no_difference() -> None:
+    others = torch.arange(4).float()
+    assert share_nearer(others, others) == 0.5
+    assert share_nearer(others - 10, others) == 1 and share_nearer(others + 10, others) == 0
+    assert share_nearer(torch.tensor([1.5]), others) == 0.5 and share_nearer(torch.tensor([3.0]), others) == 0.125
 
 
 def test_ranks_count_the_texts_that_are_nearer() -> None:

@@ -220,11 +220,21 @@ def test_the_time_that_is_left_follows_from_the_time_taken() -> None:
 
 @pytest.mark.parametrize(
     ("copied", "nearer", "expected"),
-    [(0.7, 0.9, "mostly draws copies"), (0.1, 0.6, "stays near to what it has seen"), (0.1, 0.35, "No copying")],
+    [
+        (0.7, 0.9, "mostly draws copies"),
+        (0.1, 0.8, "draws what it has seen"),
+        (0.1, 0.65, "leans on what it has seen"),
+        (0.1, 0.5, "no nearer to single training pictures than new ones are"),
+    ],
 )
 def test_the_verdict_follows_from_the_shares(copied: float, nearer: float, expected: str) -> None:
     figures = [
         Figure(name=f"{what}: known names, pixels", value=value, better="lower", real=real)
-        for what, value, real in (("as near as a copy", copied, 0.0), ("nearer than new ones", nearer, 0.2))
+        for what, value, real in (
+            ("as near as a copy", copied, 0.0),
+            ("nearer than a new picture", 0.9, 0.5),
+            ("relatively nearer than a new picture", nearer, 0.7),
+        )
     ]
-    assert expected in _verdict(figures)
+    verdict = _verdict(figures)
+    assert verdict.partition(":")[0].endswith(expected) and f"in {nearer:.0%} of all pairs" in verdict

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from langevin.errors import DataError
 
+NEIGHBOURS = 50
+"""Of the relative distance."""
 _ROWS = 512
 
 
@@ -20,6 +22,9 @@ class Nearest(NamedTuple):
     """float32 [N], Euclidean."""
     places: Tensor
     """int64 [N]: which reference it is."""
+    relative: Tensor
+    """float32 [N], in [0, 1]: the distance divided by the mean of those to the `NEIGHBOURS` nearest. Small where one
+    reference is much nearer than all others, as of a picture that is remembered (Carlini et al. 2023, section 4.2)."""
 
 
 def nearest(queries: Tensor, references: Tensor, *, own: Tensor | None = None) -> Nearest:
@@ -31,25 +36,27 @@ def nearest(queries: Tensor, references: Tensor, *, own: Tensor | None = None) -
     """
     if queries.ndim != 2 or references.ndim != 2 or queries.shape[1] != references.shape[1]:
         raise DataError(f"vectors N D and M D are needed, got {tuple(queries.shape)} and {tuple(references.shape)}")
-    if len(references) < (1 if own is None else 2):
+    left = len(references) - (0 if own is None else 1)
+    if left < 1:
         raise DataError(f"{len(references)} reference is too few to find another one")
     queries = queries.float()
     origin = references[:_ROWS].float().mean(0)
-    best = torch.full((len(queries),), torch.inf)
-    places = torch.zeros(len(queries), dtype=torch.int64)
+    best = torch.full((len(queries), 0), torch.inf)
+    places = torch.zeros(len(queries), 0, dtype=torch.int64)
     for start in range(0, len(references), _ROWS):
         tile = references[start : start + _ROWS].float()
         found = torch.cdist(queries - origin, tile - origin, compute_mode="use_mm_for_euclid_dist")
         if own is not None:
             here = (own >= start) & (own < start + len(tile))
             found[here, own[here] - start] = torch.inf
-        distance, place = found.min(1)
-        nearer = distance < best
-        best[nearer] = distance[nearer]
-        places[nearer] = place[nearer] + start
+        among = torch.cat([best, found], 1)
+        named = torch.cat([places, torch.arange(start, start + len(tile)).expand(len(queries), -1)], 1)
+        best, order = among.topk(min(NEIGHBOURS, left, among.shape[1]), largest=False)
+        places = named.gather(1, order)
+    first = places[:, 0]
     # Products lose small distances to rounding: that of the nearest is taken again, from differences.
-    best = (queries - references[places].float()).norm(dim=1)
-    return Nearest(best, places)
+    distances = (queries - references[first].float()).norm(dim=1)
+    return Nearest(distances, first, (distances / best.mean(1).clamp(min=1e-12)).clamp(max=1))
 
 
 def pixel_vectors(pictures: Tensor, side: int = 32) -> Tensor:
@@ -67,6 +74,9 @@ def pixel_vectors(pictures: Tensor, side: int = 32) -> Tensor:
     return torch.cat(rows)
 
 
-def share_below(distances: Tensor, others: Tensor, quantile: float = 0.05) -> float:
-    """The share of `distances` that is below this quantile of `others`: of equal distributions, the quantile itself."""
-    return float((distances < others.quantile(quantile)).float().mean())
+def share_nearer(distances: Tensor, others: Tensor) -> float:
+    """How often one of `distances` is less than one of `others`, over all pairs, ties counting half: 0.5 for equal
+    distributions (Mann & Whitney 1947)."""
+    less = (distances[:, None] < others).double().mean()
+    equal = (distances[:, None] == others).double().mean()
+    return float(less + equal / 2)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from langevin.evaluation.colours import PRESENT
+from langevin.evaluation.nearest import NEIGHBOURS
 from langevin.evaluation.whole.subject import IMAGES
 
 Found = Mapping[str, Any]
@@ -80,14 +81,15 @@ def _copying(part: Found) -> list[str]:
     return [
         "## Does it copy?",
         "",
-        f"{part['details']['verdict']} *Copies* are training pictures through the autoencoder. *Nearer than new ones*: "
-        "nearer to a training picture than 95 % of the held-out ones are. *As near as a copy*: within the distance of "
-        "95 % of the copies.",
+        f"{part['details']['verdict']} *Copies* are training pictures through the autoencoder. *Nearer than "
+        "a new picture*: how often a picture is nearer to its nearest training picture than a held-out real one to "
+        "its, over all pairs; *relatively*: with the distance divided by the mean of those to the nearest "
+        f"{NEIGHBOURS}. *As near as a copy*: within the distance of 95 % of the copies.",
         "",
         *_figures(part),
         "",
         *_table(
-            ("median distance to the nearest training picture", *sets),
+            ("median, to the nearest training picture", *sets),
             [(space, *(f"{values[name]:.3f}" for name in sets)) for space, values in median.items()],
         ),
         "",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from langevin.evaluation.features import Views
 from langevin.evaluation.figures import Figure
-from langevin.evaluation.nearest import Nearest, nearest, pixel_vectors, share_below
+from langevin.evaluation.nearest import NEIGHBOURS, Nearest, nearest, pixel_vectors, share_nearer
 from langevin.evaluation.pairs import reconstructed, reconstruction_figures
 from langevin.evaluation.principal import Principal
 from langevin.evaluation.sets import SetMetric, clip_figure, set_figures
@@ -85,9 +85,9 @@ def clip_scores(subject: Subject) -> Part:
 def copying(subject: Subject) -> Part:
     """How near the model's pictures lie to training pictures, beside real pictures and beside copies.
 
-    Copies are training pictures through the autoencoder. A picture is *nearer than new ones* if it is nearer to a
-    training picture than 95 % of the held-out ones, and *as near as a copy* if it is within the distance of 95 % of the
-    copies. Real pictures of known names are training pictures, each compared with all others.
+    Distances are compared with those of held-out real pictures, as they are and relative to further neighbours; a
+    picture is *as near as a copy* if it is within the distance of 95 % of the copies, which are training pictures
+    through the autoencoder. Real pictures of known names are training pictures, each compared with all others.
     """
     train, others = subject.train, subject.halves[1]
     copies = reconstructed(subject.bundle, train.pictures[subject.halves[0][:COPIES]], subject.scale.batch)
@@ -109,21 +109,23 @@ def copying(subject: Subject) -> Part:
         }
         neighbours[space] = found["known names"]
         away = {name: result.distances for name, result in found.items()}
-        panels[space] = {name: distances.tolist() for name, distances in away.items()}
+        relative = {name: result.relative for name, result in found.items()}
+        panels[f"{space}: distance"] = {name: values.tolist() for name, values in away.items()}
+        panels[f"{space}: relative distance"] = {name: values.tolist() for name, values in relative.items()}
         limit = away["copies"].quantile(1 - QUANTILE)
-        shares: dict[str, Callable[[Tensor], float]] = {
-            "nearer than new ones": partial(share_below, others=away["held-out pictures"], quantile=QUANTILE),
-            "as near as a copy": partial(_share_within, limit=limit),
-        }
         for name, real in (("known names", "training pictures"), ("new names", "held-out pictures")):
-            figures += [
-                Figure(
-                    name=f"{what}: {name}, {space}", value=share(away[name]), better="lower", real=share(away[real]),
-                    generated=len(away[name]), reference=len(away[real]), seed=subject.scale.seed,
-                    settings={"train": len(references), "copies": len(copies)},
-                )
-                for what, share in shares.items()
-            ]  # fmt: skip
+            for what, of, share in (
+                (_NEARER, away, partial(share_nearer, others=away["held-out pictures"])),
+                (_RELATIVELY, relative, partial(share_nearer, others=relative["held-out pictures"])),
+                (_COPY, away, partial(_share_within, limit=limit)),
+            ):
+                figures.append(
+                    Figure(
+                        name=f"{what}: {name}, {space}", value=share(of[name]), better="lower", real=share(of[real]),
+                        generated=len(of[name]), reference=len(of[real]), seed=subject.scale.seed,
+                        settings={"train": len(references), "copies": len(copies), "neighbours": NEIGHBOURS},
+                    )
+                )  # fmt: skip
     plot_histograms(subject.image("copying"), panels)
     sheets = _memorisation_sheets(subject, neighbours)
     medians = {
@@ -144,27 +146,29 @@ def _share_within(distances: Tensor, limit: Tensor) -> float:
     return float((distances <= limit).float().mean())
 
 
+_NEARER = "nearer than a new picture"
+_RELATIVELY = "relatively nearer than a new picture"
+_COPY = "as near as a copy"
+
+
 def _verdict(figures: Sequence[Figure]) -> str:
-    """What the shares of known names mean, by a rule that the sentence tells."""
-
-    def most(what: str) -> tuple[Figure, str]:
-        figure = max((f for f in figures if f.name.startswith(f"{what}: known names")), key=lambda f: f.value)
-        return figure, figure.name.rpartition(", ")[2]
-
-    copied, space = most("as near as a copy")
+    """What the figures of known names mean, in pixels, by a rule that the sentence tells."""
+    figure = {f.name.partition(":")[0]: f for f in figures if f.name.endswith(": known names, pixels")}
+    copied, nearer = figure[_COPY], figure[_RELATIVELY]
     if copied.value >= 0.5:
-        return (
-            f"The model mostly draws copies: in {space} {copied.value:.0%} of the pictures of known names lie as near "
-            f"to a training picture as its copy does (real pictures of known names: {copied.real or 0:.0%})."
-        )
-    nearer, space = most("nearer than new ones")
-    measured = (
-        f"in {space} {nearer.value:.0%} of the pictures of known names are nearer to a training picture than 95 % of "
-        f"held-out ones (real pictures of known names: {nearer.real or 0:.0%}), {copied.value:.0%} as near as a copy."
+        found = "The model mostly draws copies"
+    elif nearer.value >= 0.75:
+        found = "The model draws what it has seen"
+    elif nearer.value >= 0.6:
+        found = "The model leans on what it has seen"
+    else:
+        found = "The model's pictures are no nearer to single training pictures than new ones are"
+    return (
+        f"{found}: in {nearer.value:.0%} of all pairs its picture of a known name is relatively nearer to a training "
+        "picture than a new real one (50% would be no difference; real pictures of known names, whose drawings may "
+        f"recur in other styles: {nearer.real or 0:.0%}), and {copied.value:.0%} are as near as a copy (real: "
+        f"{copied.real or 0:.0%}), in pixels."
     )
-    if nearer.value > (nearer.real or 0) + 0.2:
-        return f"The model stays near to what it has seen: {measured}"
-    return f"No copying was found: {measured}"
 
 
 def _memorisation_sheets(subject: Subject, neighbours: Mapping[str, Nearest]) -> list[str]:
@@ -177,10 +181,10 @@ def _memorisation_sheets(subject: Subject, neighbours: Mapping[str, Nearest]) ->
         band = range(start, min(start + COLUMNS, count))
         pictures += [made[i] for i in band]
         labels += [f"{subject.known.seed + i}: {subject.known.prompts[i]}" for i in band]
-        for space, (distances, places) in neighbours.items():
-            pictures += [train.pictures[places[i]] for i in band]
-            names = [train.records[place]["caption"] for place in places.tolist()]
-            labels += [f"{space.removesuffix(' features')} {distances[i]:.2f}: {names[i]}" for i in band]
+        for space, found in neighbours.items():
+            pictures += [train.pictures[found.places[i]] for i in band]
+            names = [train.records[place]["caption"] for place in found.places.tolist()]
+            labels += [f"{space.removesuffix(' features')} {found.distances[i]:.2f}: {names[i]}" for i in band]
     return subject.save_sheet("memorisation", pictures, labels, min(COLUMNS, count))
 
 

@@ -81,19 +81,20 @@ def plot_lines(path: Path, x: Sequence[float], label: str, panels: Sequence[Pane
 
 def plot_histograms(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """For each title the distributions of several sets, each as shares of its own number."""
-    figure = _figure(3.0)
+    rows = math.ceil(len(panels) / 2)
+    figure = _figure(2.7 * rows + 0.4)
     for place, (title, sets) in enumerate(panels.items(), 1):
-        axes = figure.add_subplot(1, len(panels), place)
+        axes = figure.add_subplot(rows, 2, place)
         high = max((max(values) for values in sets.values()), default=1.0) or 1.0
         edges = [high * i / 30 for i in range(31)]
         for (name, values), colour in zip(sets.items(), COLOURS, strict=False):
             weights = [1 / len(values)] * len(values)
             axes.hist(values, bins=edges, weights=weights, histtype="step", color=colour, linewidth=1.4, label=name)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("distance to the nearest training picture", fontsize=8)
+        axes.set_xlabel("to the nearest training picture", fontsize=8)
         axes.set_ylabel("share", fontsize=8)
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     _save(figure, path)
 
 

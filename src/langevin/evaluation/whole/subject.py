@@ -252,7 +252,7 @@ class Subject:
         self, name: str, pictures: Sequence[Tensor], labels: Sequence[str], columns: int, rows: int = 3
     ) -> list[str]:
         """Write pictures (uint8 3 H W) with their labels as sheets of so many rows. Returns the sheets' names."""
-        names = []
+        names: list[str] = []
         for start in range(0, len(pictures), columns * rows):
             some = slice(start, start + columns * rows)
             images = torch.stack(list(pictures[some])).float() / 127.5 - 1
