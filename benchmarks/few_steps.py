@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--lora", required=True)
     parser.add_argument("--names", type=int, default=24, help="how many names, evenly taken from the alphabet")
-    parser.add_argument("--output", type=Path, help="where the sheet of the first 12 goes")
+    parser.add_argument("--output", type=Path, help="where the sheet of the first nine goes")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -76,7 +76,7 @@ def main() -> None:
             f"(mean); {seconds:.2f} s of processor time a picture",
             flush=True,
         )
-        rows.append(pictures[:12])
+        rows.append(pictures[:9])
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(torch.cat(rows), columns=len(rows[0])).save(arguments.output)

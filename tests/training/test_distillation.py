@@ -16,6 +16,7 @@ from tests.checkpoints import tiny
 import langevin
 from langevin.checkpoints.loader import load_bundle
 from langevin.checkpoints.lora_defaults import DEFAULTS_KEY
+from langevin.checkpoints.merging import merge_loras
 from langevin.checkpoints.safetensors_file import SafetensorsFile
 from langevin.cli.main import run as cli
 from langevin.errors import CheckpointError
@@ -82,6 +83,12 @@ def test_a_named_file_brings_its_defaults_from_a_prompt(
     monkeypatch.setenv("LANGEVIN_MODELS", str(tmp_path))
     request = langevin.load(model_file).generate("a red circle <lora:fast:1>", seed=1).plan.request
     assert (request.sampler, request.steps, request.guidance) == ("lcm", 3, 1.0)
+
+
+def test_a_model_with_it_baked_in_keeps_them(run: Path, model_file: Path, tmp_path: Path) -> None:
+    for strength, wanted in ((1.0, ("lcm", 3, 1.0)), (-1.0, (None, 4, 5.0))):
+        merge_loras(model_file, [(run / "lora.safetensors", strength)], tmp_path / "baked.safetensors", overwrite=True)
+        assert asked(load_bundle(tmp_path / "baked.safetensors").info) == wanted
 
 
 def test_previews_measure_the_single_step(run: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from langevin.checkpoints.checkpoint import Checkpoint, family_of, meta_networks
 from langevin.checkpoints.loader import locate, open_checkpoint
 from langevin.checkpoints.lora import AdapterParts, read_lora
+from langevin.checkpoints.lora_defaults import lora_defaults
 from langevin.checkpoints.model_folders import resolve
 from langevin.checkpoints.original import write_original
 from langevin.checkpoints.places import identity
@@ -171,6 +172,10 @@ def merge_loras(
             for path, strength in files
         ],
     }
+    for path, strength in files:
+        if strength > 0 and (stated := lora_defaults(path)):
+            defaults = dataclasses.replace(model.config.defaults, **dataclasses.asdict(stated))
+            model = dataclasses.replace(model, config=dataclasses.replace(model.config, defaults=defaults))
     _write(model, done, facts, target, only=names, overwrite=overwrite)
     return Merged(target, {part: len(changed) for part, changed in names.items() if changed}, model.notices)
 
