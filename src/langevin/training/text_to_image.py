@@ -128,7 +128,7 @@ class TextToImageConfig(System):
     free: ClassVar[frozenset[str]] = frozenset({"diffusion.preview_prompts", "diffusion.guidance"})
     trial: ClassVar[tuple[str, ...]] = (
         "data.size=32",
-        "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]",
+        "autoencoder.network.base_channels=32", "autoencoder.network.channel_mult=[1, 1]", "autoencoder.crop=null",
         "clip.vocabulary=520", "clip.text.width=32", "clip.text.heads=2", "clip.text.layers=1",
         "clip.text.mlp_width=64", "clip.text.projection=16", "clip.image.image_size=32", "clip.image.width=32",
         "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from langevin.training.recipes.classifier_fashion import classifier_fashion
 from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
+from langevin.training.recipes.emoji_128 import emoji_128
 from langevin.training.recipes.emoji_cascade import emoji_cascade
 from langevin.training.recipes.emoji_edges import emoji_edges
 from langevin.training.recipes.emoji_fast import emoji_fast
@@ -25,6 +26,7 @@ RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
     "emoji-second": emoji_second,
     "emoji-faces": emoji_faces,
+    "emoji-128": emoji_128,
     "emoji-sharp": emoji_sharp,
     "emoji-edges": emoji_edges,
     "emoji-fast": emoji_fast,

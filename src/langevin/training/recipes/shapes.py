@@ -63,7 +63,7 @@ def shapes() -> TextToImageConfig:
             guidance=3.0,
             preview_prompts=PROMPTS,
             loop=LoopConfig(
-                steps=3000, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000
+                steps=2000, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000
             ),
         ),
     )  # fmt: skip
