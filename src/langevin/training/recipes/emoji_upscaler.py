@@ -26,7 +26,7 @@ def emoji_upscaler() -> UpscalerConfig:
     return UpscalerConfig(
         data=plain.data.model_copy(update={"size": 128}),
         captions=plain.captions,
-        autoencoder=plain.autoencoder,
+        autoencoder=plain.autoencoder.model_copy(update={"crop": 64}),
         clip=plain.clip.model_copy(update={"image": image}),
         condition=LowRes(size=32),
         diffusion=DiffusionStage(
