@@ -3,8 +3,8 @@
 Command:   langevin train emoji-sharp --data FOLDER --out runs/emoji-sharp
 Data:      as of the recipe emoji
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      about 7 h of one core: 26 min for CLIP and 54 for the autoencoder until its discriminator starts, reckoned from
-           123 and 12 samples/s beside other work (benchmarks/recipes.py), and the denoiser of `emoji`
+Time:      about 7 h of one core: 26 min for CLIP and 54 for the autoencoder until its discriminator starts,
+           reckoned from 123 and 12 samples/s beside other work (benchmarks/recipes.py), and the denoiser of `emoji`
 Expected:  not measured at this length; docs/autoencoder-training.md compares the terms over a few hundred steps
 """
 
