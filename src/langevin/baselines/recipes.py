@@ -3,8 +3,10 @@
 Command:   langevin train gan-fashion --data FOLDER --out runs/gan     (or pixelcnn-, imagegpt-, latent-fashion)
 Data:      train-images-idx3-ubyte.gz and train-labels-idx1-ubyte.gz, 60,000 pictures
 Hardware:  a CPU
-Time:      not measured to their full number of steps; docs/baselines.md has what minutes gave
-Expected:  not measured to their full number of steps
+Time:      about 40 min (gan), 95 (pixelcnn), 210 (imagegpt) and 50 (latent) of one core, reckoned from 538, 28, 13 and
+           140 + 307 pictures/s of its processor time beside other work
+Expected:  after six minutes each: Frechet distance 16.3, 53.4, 45.2 and 6.4 in a classifier's features
+           (docs/baselines.md); not run to their full number of steps
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 Command:   langevin train ddpm-fashion --data FOLDER --out runs/ddpm-fashion        (iddpm-fashion, edm-fashion alike)
 Data:      the four idx files of Fashion-MNIST; a labels.txt beside them names the classes (docs/pixel-diffusion.md)
 Hardware:  a CPU with bfloat16, two cores; or one GPU (not tried)
-Time:      not measured
-Expected:  not measured
+Time:      ddpm-fashion: 41 min on one idle core (115 pictures/s), 84 beside other work; the others as much, reckoned
+           from 75 pictures/s beside other work, where ddpm-fashion made 57
+Expected:  ddpm-fashion: Frechet distance 2.9 in a classifier's features (real pictures: 0.26), precision 0.84, recall
+           0.90 (docs/pixel-diffusion.md); the others were not run to their end
 """
 
 from __future__ import annotations
