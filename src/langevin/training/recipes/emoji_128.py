@@ -1,7 +1,8 @@
 """Text to emoji at 128 x 128 pixels in seven styles; the concepts of the data's split `val` are never shown.
 
 Command:   langevin train emoji-128 --data FOLDER --out runs/emoji-128
-Data:      of captioned emoji in WebDataset shards the 9,688 training pictures of seven styles without share-alike
+Data:      of captioned emoji in WebDataset shards the 9,688 training pictures of seven styles without share-alike, some
+           with the colour that was measured of them in the caption; one in ten samples is a drawn scene of shapes
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
 Time:      about 18 h of one core, 16.5 of them for the denoiser, reckoned from 16, 123 and 17 samples/s beside
            other work (benchmarks/recipes.py); an idle core is up to 1.6 times as fast
@@ -17,6 +18,7 @@ from langevin.networks.unet import UNetConfig
 from langevin.training.captions import CaptionConfig
 from langevin.training.config import LoopConfig
 from langevin.training.data import DataConfig
+from langevin.training.data.config import ColourConfig, SceneConfig
 from langevin.training.objectives.levels import LevelConfig, LevelSampling
 from langevin.training.recipes.emoji import PROMPTS, STYLES, emoji
 from langevin.training.text_to_image import AutoencoderStage, DiffusionStage, TextToImageConfig
@@ -26,8 +28,14 @@ def emoji_128() -> TextToImageConfig:
     """Text to emoji, 128 x 128 pixels, latents of 16 x 16; names of the split val are held out."""
     plain = emoji()
     return TextToImageConfig(
-        data=DataConfig(size=128, include={"set": ("main",), "split": ("train",)}, exclude={"style": ("openmoji",)}),
-        captions=CaptionConfig(styles=STYLES, always_styled=("fluent-high-contrast",)),
+        data=DataConfig(
+            size=128,
+            include={"set": ("main",), "split": ("train",)},
+            exclude={"style": ("openmoji",)},
+            colours=ColourConfig(),
+            scenes=SceneConfig(share=0.1),
+        ),
+        captions=CaptionConfig(styles=STYLES, always_styled=("fluent-high-contrast",), colour_share=0.25),
         autoencoder=AutoencoderStage(
             network=AutoencoderConfig(
                 base_channels=32, channel_mult=(1, 2, 4, 4), num_res_blocks=1, latent_channels=8, groups=8

@@ -1,11 +1,12 @@
-"""Text to captioned shapes at 32 x 32 pixels: small enough to train in an afternoon, and its captions can be verified.
+"""Text to captioned shapes at 32 x 32 pixels: small enough to train in an hour, and its captions can be verified.
 
 Command:   langevin shapes data/shapes && langevin train shapes --data data/shapes --out runs/shapes
            langevin evaluate runs/shapes/model.safetensors --data data/shapes --include split=held-out
 Data:      20,000 scenes that langevin makes itself; those with a held-out pair of shape and colour are not trained on
 Hardware:  a CPU with bfloat16
-Time:      not measured
-Expected:  not measured
+Time:      about 1 h of one core, reckoned from 83, 243 and 44 samples/s beside other work (benchmarks/recipes.py)
+Expected:  reconstructions at 34 dB PSNR; of held-out pairs 0.39 are drawn just as their caption says, of known pairs
+           0.50, chance 0.02 (docs/evaluation.md). More steps were not tried
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Command:   langevin train shapes-depth --data shapes --out runs/shapes-depth    
 Data:      langevin shapes shapes
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
 Time:      about 1 h of one core, reckoned from 83, 243 and 44 samples/s beside other work (benchmarks/recipes.py)
-Expected:  35 dB of the autoencoder, as of the recipe `shapes`; the denoiser was not run to its end
+Expected:  34 dB of the autoencoder, as of the recipe `shapes`; the denoiser was not run to its end
 """
 
 from __future__ import annotations
