@@ -9,7 +9,7 @@
         the same architecture; denoising-diffusion-pytorch has no text conditioning.
 
 A step is the forward pass, the mean squared error, the backward pass, clipping and AdamW, the same for all, on the CPU;
-bfloat16 is autocast. Ours runs with the attention kernel that `langevin train` chooses. Floating-point operations are
+bfloat16 is autocast. Floating-point operations are
 those of the forward and the backward pass as torch.utils.flop_counter counts them; the peak is what a large matrix
 product or a large convolution reaches in the same dtype with the same threads, whichever is faster. All alternate
 within one process, after one unmeasured round.
@@ -146,8 +146,7 @@ def langevin_unet(config: UNetConfig, context: Tensor | None, dtype: torch.dtype
     network = UNet(config)
 
     def call(z: Tensor, t: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            out: Tensor = network(z, t, context=context)
+        out: Tensor = network(z, t, context=context)
         return out
 
     return Contestant("langevin", network, call, dtype)

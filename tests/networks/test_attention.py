@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
 import torch
+import torch.nn.functional as F
 from tests.networks.network_pairs import difference
 
 import langevin
+from langevin.networks import attention
 from langevin.networks.attention import AttentionBlock, attend, merge_heads, split_heads
 
 
@@ -24,6 +27,31 @@ def test_causal_attention_sees_the_past_only() -> None:
     future = torch.ones(6, 6, dtype=torch.bool).triu(1)
     expected = torch.softmax(logits.masked_fill(future, -math.inf), -1) @ v
     assert difference(attend(q, k, v, causal=True), expected) < 1e-12
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_training_in_bfloat16_has_the_gradients_of_the_formula(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU torch's kernel is not used then: its backward pass is slow for short sequences."""
+    exact = [torch.randn(2, 3, n, 8, requires_grad=True) for n in (6, 7, 7)]
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    weight = torch.randn(2, 3, 6, 8)
+    (attend(*exact, causal=causal) * weight).sum().backward()
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("torch's kernel"))
+    (attend(*rounded, causal=causal) * weight).sum().backward()
+    for a, b in zip(exact, rounded, strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert difference(b.grad.float(), a.grad) < 0.05 * float(a.grad.abs().max())
+    monkeypatch.undo()
+    with torch.no_grad():
+        used = attend(*rounded, causal=causal)
+        assert torch.equal(used, F.scaled_dot_product_attention(*rounded, is_causal=causal))
+
+
+def test_long_sequences_are_trained_without_keeping_the_scores() -> None:
+    long = torch.randn(1, 1, 512, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert "ScaledDotProduct" in type(attend(long, long, long).grad_fn).__name__
+    short = long[:, :, :256]
+    assert "ScaledDotProduct" not in type(attend(short, short, short).grad_fn).__name__
 
 
 def test_heads_are_consecutive_channels() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from langevin.baselines import modelfile
 from langevin.baselines.clusters import assign, colours, k_means
@@ -91,8 +89,7 @@ class ImageGptObjective:
     def loss(self, samples: list[tuple[int, int]], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         images = pixels(self.data, samples, self.seed, self.network.config.channels).to(self.device)
         tokens = tokens_of(self.network, images)
-        with _long_sequences(self.device):
-            logits = self.module(tokens).float()
+        logits = self.module(tokens).float()
         return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()) / math.log(2), {}
 
     @torch.no_grad()
@@ -108,14 +105,6 @@ def tokens_of(network: ImageGpt, images: Tensor) -> Tensor:
         return to_levels(images).flatten(1)
     values = images.movedim(1, -1).flatten(0, -2)  # BHW C
     return assign(values, network.palette).view(len(images), -1)
-
-
-def _long_sequences(device: str) -> AbstractContextManager[None]:
-    """The loop takes plain matrix products for attention on the CPU, which suits few tokens."""
-    if torch.device(device).type != "cpu":
-        return nullcontext()
-    manager: AbstractContextManager[None] = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
-    return manager
 
 
 class TrainedImageGpt:

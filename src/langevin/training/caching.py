@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from langevin.checkpoints.atomic import atomic_write
 from langevin.errors import CheckpointError
@@ -169,7 +168,7 @@ class TextStates:
         if caption in self._kept:
             self._kept.move_to_end(caption)
             return self._kept[caption]
-        with torch.autocast(torch.device(self.device).type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast(torch.device(self.device).type, enabled=False):
             state = self.text.states([caption])[0].clone()
         self.encoded += 1
         self._kept[caption] = state
