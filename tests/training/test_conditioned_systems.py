@@ -48,19 +48,19 @@ def made(recipe: str, shapes: Path, run_folder: Path, *settings: str) -> tuple[A
 @pytest.fixture(scope="module")
 def inpainting(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, PictureSet, Path]:
     folder = tmp_path_factory.mktemp("inpainting")
-    return *made("emoji-inpainting", shapes, folder), folder
+    return *made("shapes-inpainting", shapes, folder), folder
 
 
 @pytest.fixture(scope="module")
 def upscaler(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, PictureSet, Path]:
     folder = tmp_path_factory.mktemp("upscaler")
-    return *made("emoji-upscaler", shapes, folder), folder
+    return *made("shapes-upscaler", shapes, folder), folder
 
 
 @pytest.fixture(scope="module")
 def cascaded(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, PictureSet, Path]:
     folder = tmp_path_factory.mktemp("cascade")
-    return *made("emoji-cascade", shapes, folder), folder
+    return *made("shapes-cascade", shapes, folder), folder
 
 
 def test_an_inpainting_model_is_recognised_and_runs(inpainting: tuple[Any, PictureSet, Path]) -> None:
@@ -264,14 +264,14 @@ def test_an_autoencoder_on_its_own_clip_is_trained_after_it(shapes: Path, tmp_pa
     ("recipe", "setting", "message"),
     [
         ("emoji", 'autoencoder.adversarial={"start": 1, "network": {"layers": 4}}', "is below the 48 that the disc"),
-        ("emoji-inpainting", "diffusion.network.in_channels=4", "in_channels 4 is not latent_channels and 5 more, 9"),
-        ("emoji-inpainting", 'condition={"kind": "depth"}', "in_channels 9 is not latent_channels and 1 more, 5"),
-        ("emoji-inpainting", "condition.holes=1", "there is no field"),
-        ("emoji-upscaler", "condition.size=16", "condition.size 16 is not a quarter of data.size 32"),
-        ("emoji-upscaler", "autoencoder.network.channel_mult=[1, 1]", "makes the factor 2: the x4 upscaler has 4"),
-        ("emoji-cascade", "small=12", "small 12 is not a proper divisor of data.size 32"),
-        ("emoji-cascade", "upscaler.network.in_channels=3", "in_channels 3 is not that of two RGB pictures, 6"),
-        ("emoji-cascade", "upscaler.largest_level=1000", "largest_level 1000: the schedule ends at 999"),
+        ("shapes-inpainting", "diffusion.network.in_channels=4", "in_channels 4 is not latent_channels and 5 more, 9"),
+        ("shapes-inpainting", 'condition={"kind": "depth"}', "in_channels 9 is not latent_channels and 1 more, 5"),
+        ("shapes-inpainting", "condition.holes=1", "there is no field"),
+        ("shapes-upscaler", "condition.size=16", "condition.size 16 is not a quarter of data.size 32"),
+        ("shapes-upscaler", "autoencoder.network.channel_mult=[1, 1]", "makes the factor 2: the x4 upscaler has 4"),
+        ("shapes-cascade", "small=12", "small 12 is not a proper divisor of data.size 32"),
+        ("shapes-cascade", "upscaler.network.in_channels=3", "in_channels 3 is not that of two RGB pictures, 6"),
+        ("shapes-cascade", "upscaler.largest_level=1000", "largest_level 1000: the schedule ends at 999"),
         ("latent-fashion-class", "diffusion.label_dropout=0", "needs a label_dropout above 0"),
         ("latent-fashion-class", "autoencoder.perceptual={}", "there is no clip stage here"),
     ],

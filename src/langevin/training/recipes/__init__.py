@@ -8,17 +8,15 @@ from langevin.training.recipes.classifier_fashion import classifier_fashion
 from langevin.training.recipes.ddpm_cifar import ddpm_cifar
 from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.emoji_128 import emoji_128
-from langevin.training.recipes.emoji_cascade import emoji_cascade
 from langevin.training.recipes.emoji_edges import emoji_edges
 from langevin.training.recipes.emoji_fast import emoji_fast
-from langevin.training.recipes.emoji_inpainting import emoji_inpainting
 from langevin.training.recipes.emoji_second import emoji_faces, emoji_second
-from langevin.training.recipes.emoji_sharp import emoji_sharp
-from langevin.training.recipes.emoji_upscaler import emoji_upscaler
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
 from langevin.training.recipes.latent_fashion import latent_fashion
 from langevin.training.recipes.shapes import shapes
-from langevin.training.recipes.shapes_maps import shapes_depth, shapes_semantic
+from langevin.training.recipes.shapes_cascade import shapes_cascade
+from langevin.training.recipes.shapes_conditioned import shapes_depth, shapes_inpainting, shapes_semantic
+from langevin.training.recipes.shapes_upscaler import shapes_upscaler
 from langevin.training.recipes.v_shapes import v_shapes
 from langevin.training.system import System
 
@@ -27,16 +25,15 @@ RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji-second": emoji_second,
     "emoji-faces": emoji_faces,
     "emoji-128": emoji_128,
-    "emoji-sharp": emoji_sharp,
     "emoji-edges": emoji_edges,
     "emoji-fast": emoji_fast,
-    "emoji-inpainting": emoji_inpainting,
-    "emoji-upscaler": emoji_upscaler,
-    "emoji-cascade": emoji_cascade,
+    "shapes": shapes,
     "shapes-depth": shapes_depth,
     "shapes-semantic": shapes_semantic,
+    "shapes-inpainting": shapes_inpainting,
+    "shapes-upscaler": shapes_upscaler,
+    "shapes-cascade": shapes_cascade,
     "latent-fashion-class": latent_fashion,
-    "shapes": shapes,
     "classifier-fashion": classifier_fashion,
     "ddpm-fashion": ddpm_fashion,
     "iddpm-fashion": iddpm_fashion,

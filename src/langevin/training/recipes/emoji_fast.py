@@ -3,8 +3,9 @@
 Command:   langevin train emoji-fast --data FOLDER --out runs/fast
 Data:      of the recipe `emoji` the pictures that `emoji-second` is trained on
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      not run to its end: 0.18 s of processor time a picture, so about 1 h 40 min for one thread
-Expected:  not known: docs/distillation.md shows what 2,000 pictures gave
+Time:      about 1 h 40 min for one thread, reckoned from 0.18 s of processor time a picture
+Expected:  after 2,000 of the 32,000 pictures: own names nearest 12 of 12, mean distance to the drawing 0.123 in four
+           calls of the network, where the model has 0.103 in eight (docs/distillation.md); not run to its end
 """
 
 from __future__ import annotations

@@ -3,9 +3,10 @@
 Command:   langevin train latent-fashion-class --data FOLDER --out runs/latent-fashion-class
 Data:      the four idx files of Fashion-MNIST
 Hardware:  a CPU with bfloat16, two cores; or one GPU (not tried)
-Time:      about 45 min of one core with encoding the pictures, reckoned from 74 and 323 samples/s beside other work
-           (benchmarks/recipes.py)
-Expected:  not run to its end
+Time:      50 min of one core beside other work: 21 for the autoencoder, 28 for the denoiser (77 and 290 pictures/s,
+           medians)
+Expected:  Frechet distance 1.2 in a classifier's features (real pictures: 0.75), precision 0.94, recall 0.72;
+           reconstructions at 29 dB PSNR (docs/conditional-training.md)
 """
 
 from __future__ import annotations

@@ -3,8 +3,9 @@
 Command:   langevin train v-shapes --data shapes --out runs/v-shapes
 Data:      langevin shapes shapes --count 5000
 Hardware:  a CPU with bfloat16, two cores; or one GPU (not tried)
-Time:      about 1 h 30 min of one core, reckoned from 48 pictures/s beside other work (benchmarks/recipes.py)
-Expected:  not run to its end
+Time:      34 min of one core (70 pictures/s) that had other work beside it
+Expected:  Frechet distance 16 in the features of the CLIP of the recipe `shapes` (real pictures: 3.6), precision 0.93,
+           recall 0.88; 0.28 of the pictures are clear enough to be measured as scenes (docs/pixel-diffusion.md)
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def v_shapes() -> PixelDiffusion:
             prediction=Prediction.V,
             weighting=Weighting.SNR_PLUS_ONE,
             loop=LoopConfig(
-                steps=4000, batch_size=64, learning_rate=6e-4, warmup=300, weight_decay=0.0,
+                steps=2000, batch_size=64, learning_rate=6e-4, warmup=300, weight_decay=0.0,
                 save_every=250, sample_every=500,
             ),
         ),
