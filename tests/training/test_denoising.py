@@ -158,6 +158,7 @@ levels = ImportanceLevels(NoiseSchedule.linear(4), history=2, uniform_share=0.1)
 t = torch.tensor([0, 1, 2, 3, 3, 1])[3 * rank : 3 * rank + 3]
 levels.note(Drawn(torch.ones(3), t, torch.ones(3)), 1.0 + 10 * t + rank)
 Path(sys.argv[2], str(rank)).write_text(repr((levels.losses.tolist(), levels.seen.tolist())))
+dist.barrier()  # as the loop ends: who leaves earlier breaks the connection under the other
 dist.destroy_process_group()
 """
 
