@@ -4,8 +4,9 @@ latent system, the recipe `shapes`.
 Command:   langevin train shapes-cascade --data shapes --out runs/shapes-cascade
 Data:      langevin shapes shapes
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      about 1 h of one core
-Expected:  not run to its end
+Time:      68 min of one core beside other work: 15 for CLIP, 30 for the base, 23 for the upscaler
+Expected:  0.08 of scenes with a held-out pair of shape and colour are drawn just as their caption says, in 0.14 the
+           colours are right; chance 0.01 and 0.07 (docs/upscaler-training.md). More steps were not tried
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ adversarial term.
 Command:   langevin train shapes-upscaler --data shapes --out runs/shapes-upscaler
 Data:      langevin shapes shapes
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      about 1 h of one core
-Expected:  not run to its end
+Time:      53 min of one core beside other work: 15 for CLIP, 9 for the autoencoder, 29 for the denoiser
+Expected:  of held-out scenes 22.2 dB PSNR, less than Lanczos' 23.5: the outlines are sharp and the colours wrong
+           (docs/upscaler-training.md); the autoencoder is at 24 dB. More steps were not tried
 """
 
 from __future__ import annotations
