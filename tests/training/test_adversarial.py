@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,17 @@ def test_before_its_start_the_discriminator_is_not_there(data: PictureSet) -> No
 def test_without_a_discriminator_nothing_is_new(data: PictureSet) -> None:
     plain = objective(data, None)
     assert plain.module is plain.network and set(plain.facts) == {"data", "kl_weight", "edge_weight"}
+
+
+def test_squares_of_the_errors_are_added_with_their_weight(data: PictureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AutoencoderKL, "decode", lambda self, z: torch.zeros(len(z), 3, 16, 16))  # the errors: pictures
+    plain, squared = objective(data, None), objective(data, None)
+    squared.square_weight = 2.0
+    assert squared.facts == {**plain.facts, "square_weight": 2.0}
+    (without, figures), (loss, _) = plain.loss(BATCH, 0), squared.loss(BATCH, 0)
+    mean_square = float(data.views(BATCH, 0).square().mean())
+    assert float(figures["psnr"]) == pytest.approx(-10 * math.log10(mean_square / 4), rel=1e-4)
+    assert float(loss - without) == pytest.approx(2 * mean_square, rel=1e-4)
 
 
 @pytest.mark.parametrize("stop", [2, 4])

@@ -50,6 +50,8 @@ class AutoencoderStage(Config):
     """Weight of the Kullback-Leibler term, mean over latent elements, beside the mean absolute error of pixels."""
     edge_weight: float = Field(1.0, ge=0)
     """Weight of the mean absolute error of differences between neighbouring pixels."""
+    square_weight: float = Field(0.0, ge=0)
+    """Weight of the mean squared error of pixels, without which few steps do not bring the colours of flat areas."""
     perceptual: PerceptualConfig | None = None
     """A further term on the features of a frozen network. null: none."""
     adversarial: AdversarialConfig | None = None
@@ -266,6 +268,7 @@ def autoencoder_objective(
         seed=seed,
         kl_weight=part.kl_weight,
         edge_weight=part.edge_weight,
+        square_weight=part.square_weight,
         crop=part.crop,
         device=device,
         perceptual=perceptual,

@@ -23,9 +23,10 @@ from langevin.training.randomness import normal, sample_generators
 class AutoencoderObjective:
     """L1 on the pixels and on their differences to the neighbours, and a small KL that keeps latents near a Gaussian.
 
-    The differences weigh edges, on which the eye judges flat drawings, and need no network of features. A perceptual
-    term measures the error in the features of a frozen network; a discriminator, which trains beside, tells whether
-    patches look like pictures at all. `module` is the network itself, or with a discriminator both.
+    The differences weigh edges, on which the eye judges flat drawings, and need no network of features. Squares of the
+    pixels' errors pull harder where a whole area has the wrong colour; L1 is content with the median there. A
+    perceptual term measures the error in the features of a frozen network; a discriminator, which trains beside, tells
+    whether patches look like pictures at all. `module` is the network itself, or with a discriminator both.
 
     crop: side in pixels of the random square of each picture that is learned from; None: the whole picture.
     RequestError where it does not fit the pictures or the network's factor.
@@ -39,6 +40,7 @@ class AutoencoderObjective:
         seed: int,
         kl_weight: float,
         edge_weight: float,
+        square_weight: float = 0.0,
         device: str,
         crop: int | None = None,
         perceptual: Perceptual | None = None,
@@ -57,6 +59,7 @@ class AutoencoderObjective:
         self.seed = seed
         self.kl_weight = kl_weight
         self.edge_weight = edge_weight
+        self.square_weight = square_weight
         self.device = device
         self.crop = crop
         self.perceptual = perceptual
@@ -77,6 +80,8 @@ class AutoencoderObjective:
             "kl_weight": self.kl_weight,
             "edge_weight": self.edge_weight,
         }
+        if self.square_weight:
+            facts["square_weight"] = self.square_weight
         if self.crop is not None:
             facts["crop"] = self.crop
         if self.perceptual is not None:
@@ -100,6 +105,8 @@ class AutoencoderObjective:
         psnr = -10 * torch.log10(F.mse_loss(output.detach().clamp(-1, 1), images) / 4)
         figures = {"l1": pixel.detach(), "edge": edge.detach(), "kl": kl.detach(), "psnr": psnr}
         reconstruction = pixel + self.edge_weight * edge
+        if self.square_weight:
+            reconstruction = reconstruction + self.square_weight * F.mse_loss(output, images)
         if self.perceptual is not None:
             distance = self.perceptual.distance(output, images).mean()
             reconstruction = reconstruction + self.perceptual.weight * distance

@@ -40,6 +40,7 @@ def emoji_128() -> TextToImageConfig:
             network=AutoencoderConfig(
                 base_channels=32, channel_mult=(1, 2, 4, 4), num_res_blocks=1, latent_channels=8, groups=8
             ),
+            square_weight=2.0,
             crop=64,
             loop=LoopConfig(
                 steps=4000, batch_size=16, learning_rate=8e-4, warmup=100, weight_decay=0.0,
