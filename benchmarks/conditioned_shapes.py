@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("kind", choices=("depth", "semantic", "inpainting", "upscaler", "cascade"))
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="the folder that langevin shapes wrote")
-    parser.add_argument("--count", type=int, default=300, help="scenes that are measured, at least 8")
+    parser.add_argument("--count", type=int, default=200, help="scenes that are measured, at least 8")
     parser.add_argument("--noise-level", type=int, default=100, help="of the cascade's upscaler")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, required=True, help="the sheet")

@@ -9,10 +9,9 @@
         the same architecture; denoising-diffusion-pytorch has no text conditioning.
 
 A step is the forward pass, the mean squared error, the backward pass, clipping and AdamW, the same for all, on the CPU;
-bfloat16 is autocast. Floating-point operations are
-those of the forward and the backward pass as torch.utils.flop_counter counts them; the peak is what a large matrix
-product or a large convolution reaches in the same dtype with the same threads, whichever is faster. All alternate
-within one process, after one unmeasured round.
+bfloat16 is autocast. Floating-point operations are those of the forward and the backward pass as
+torch.utils.flop_counter counts them; the peak is what a large matrix product or a large convolution reaches in the same
+dtype with the same threads, whichever is faster. All alternate within one process, after one unmeasured round.
 
 Needs the `test` extra. denoising-diffusion-pytorch takes part where it can be imported: it needs einops and ema-pytorch
 beside it, `pip install --no-deps denoising-diffusion-pytorch einops ema-pytorch`. Run it on a machine that does nothing
