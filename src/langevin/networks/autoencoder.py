@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from langevin.networks.attention import attend
 from langevin.networks.blocks import GROUPS, Upsample, check_counts
+from langevin.networks.convolution import Conv3x3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,9 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.norm1 = norm(channels, groups)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.norm2 = norm(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.nin_shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:

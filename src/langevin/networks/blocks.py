@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from langevin.networks.convolution import Conv3x3
+
 GROUPS = 32
 """Groups of every GroupNorm here, and in the autoencoder unless it is told otherwise: channel numbers are multiples of
 it."""
@@ -40,7 +42,7 @@ class ResBlock(nn.Module):
         self.in_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, channels, eps=1e-5),
             nn.SiLU(),
-            nn.Conv2d(channels, out_channels, 3, padding=1),
+            Conv3x3(channels, out_channels),
         )
         self.emb_layers = nn.Sequential(
             nn.SiLU(),
@@ -50,7 +52,7 @@ class ResBlock(nn.Module):
             nn.GroupNorm(GROUPS, out_channels, eps=1e-5),
             nn.SiLU(),
             nn.Dropout(dropout),
-            zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+            zero_init(Conv3x3(out_channels, out_channels)),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -85,7 +87,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """x: B C H W. `size`: height and width to reach, 2H and 2W if not given."""
