@@ -93,6 +93,7 @@ def test_what_does_not_go_over_several_processes_is_refused(monkeypatch: pytest.
     for change, message in [
         ({"precision": "float16"}, "does not go with fsdp"),
         ({"optimizer": "adafactor"}, "not sharded by fsdp"),
+        ({"optimizer": "muon"}, "whole matrices, which fsdp cuts"),
     ]:
         config = type(CONFIG).model_validate({**CONFIG.model_dump(), "parallel": "fsdp", **change})
         with pytest.raises(RequestError, match=message):

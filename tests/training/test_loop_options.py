@@ -18,6 +18,7 @@ from langevin.training import checkpointing
 from langevin.training.blocks import blocks
 from langevin.training.config import Average, LoopConfig, Optimizer
 from langevin.training.loop import Objective, learning_rate, train
+from langevin.training.optimizers import make_optimizer, set_rate
 
 
 def with_(**changes: Any) -> LoopConfig:
@@ -114,6 +115,8 @@ def test_a_checkpoint_from_before_an_option_existed_goes_on(tmp_path: Path) -> N
 def test_every_optimiser_learns_and_goes_on_exactly(tmp_path: Path, name: Optimizer) -> None:
     if name.schedule_free:
         pytest.importorskip("schedulefree")
+    if name is Optimizer.MUON:
+        pytest.importorskip("pytorch_optimizer")
     options = {"optimizer": name, "schedule": "constant", "learning_rate": 0.05, "steps": 30}
     run(Regression(), tmp_path / "whole", **options)
     rows = rows_of(tmp_path / "whole")
@@ -151,10 +154,32 @@ def test_what_a_schedule_free_optimiser_cannot_have_is_refused() -> None:
             with_(optimizer="schedule_free_adamw", **changes)
 
 
+def test_muon_moves_matrices_and_kernels_orthogonally_and_the_rest_as_adam_does() -> None:
+    """Jordan et al. 2024 with Nesterov's momentum, Liu et al. 2025 (2.2): all singular values of a step are about
+    0.2 sqrt(max(rows, columns)) of the rate. Adam's first step is the rate, here a quarter of it."""
+    pytest.importorskip("pytorch_optimizer")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(6, 8, 3), torch.nn.Embedding(5, 7))
+    before = [p.detach().clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer = make_optimizer(module, with_(optimizer="muon", weight_decay=0))
+    set_rate(optimizer, 0.01)
+    optimizer.step()
+    kernel, bias, embedding = (p.detach() - b for p, b in zip(module.parameters(), before, strict=True))
+    # Five steps of the quintic iteration bring singular values to between 0.7 and 1.2, not to 1.
+    sizes = torch.linalg.svdvals(kernel.flatten(1)) / (0.01 * 0.2 * 54**0.5)
+    assert 0.6 < sizes.min() < sizes.max() < 1.3
+    for step in (bias, embedding):
+        torch.testing.assert_close(step.abs(), torch.full_like(step, 0.0025), rtol=1e-3, atol=0)
+
+
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("langevin.training.optimizers.find_spec", lambda name: None)
     with pytest.raises(RequestError, match="needs the library schedulefree: pip install schedulefree"):
         run(Regression(), tmp_path, optimizer="schedule_free_radam", schedule="constant")
+    with pytest.raises(RequestError, match="needs the library pytorch-optimizer: pip install pytorch-optimizer"):
+        run(Regression(), tmp_path, optimizer="muon")
 
 
 def test_a_constant_rate_follows_the_warm_up() -> None:

@@ -69,6 +69,11 @@ class Optimizer(StrEnum):
     SCHEDULE_FREE_RADAM = "schedule_free_radam"
     """The same on RAdam (Liu et al. 2020), which needs no warm-up."""
 
+    MUON = "muon"
+    """Jordan et al. 2024, from the library `pytorch-optimizer`: a matrix, or a kernel as a matrix with a row for each
+    output channel, moves by its momentum made orthogonal, scaled to the size of Adam's steps (Liu et al. 2025, section
+    2.2); all else by Adam at a quarter of the rate. `beta1` and `beta2` are those of the latter."""
+
     @property
     def schedule_free(self) -> bool:
         return self in (Optimizer.SCHEDULE_FREE_ADAMW, Optimizer.SCHEDULE_FREE_RADAM)

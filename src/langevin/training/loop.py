@@ -21,7 +21,7 @@ from langevin.training.checkpointing import State
 from langevin.training.config import FREE, LoopConfig, Optimizer
 from langevin.training.ema import ExponentialMovingAverage
 from langevin.training.faults import not_finite, writable
-from langevin.training.optimizers import make_optimizer, take_own_average
+from langevin.training.optimizers import make_optimizer, set_rate, take_own_average
 from langevin.training.randomness import SampleOrder, seed_for
 
 
@@ -139,8 +139,7 @@ def train(
     try:
         began, seen = time.perf_counter(), 0
         for step, batch in coming:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step)
+            set_rate(optimizer, learning_rate(config, step))
             torch.manual_seed(seed_for(seed, "step", step, *([distributed.rank()] if not chief else [])))
             optimizer.zero_grad(set_to_none=True)
             loss, extra = _gradient(objective, runner, batch, step, saved, config, device, scaler, folder)
@@ -229,6 +228,8 @@ def check_fits(objective: Objective, config: LoopConfig) -> None:
             raise RequestError("loop.precision float16: its loss scaling does not go with fsdp: choose bfloat16")
         if config.optimizer is Optimizer.ADAFACTOR:
             raise RequestError("loop.optimizer adafactor: its rows and columns are not sharded by fsdp: choose adamw")
+        if config.optimizer is Optimizer.MUON:
+            raise RequestError("loop.optimizer muon: it needs whole matrices, which fsdp cuts: choose ddp, or adamw")
 
 
 def _build(objective: Objective, config: LoopConfig, device: str) -> tuple[State, nn.Module, nn.Module | None]:

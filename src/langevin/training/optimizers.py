@@ -13,6 +13,11 @@ from langevin.training.config import LoopConfig, Optimizer
 from langevin.training.distributed import local
 from langevin.training.ema import ExponentialMovingAverage
 
+RATE = "rate"
+"""A group's key for the share of the learning rate that it takes, where that is not all of it."""
+_PLAIN_RATE = 0.25
+"""Muon's: biases, norms and embeddings move by Adam's rule, which takes lower rates than orthogonal steps do."""
+
 
 def make_optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
     """The optimiser of the module's trained parameters. RequestError where its library is missing."""
@@ -33,10 +38,7 @@ def make_optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimiz
         case Optimizer.ADAFACTOR:
             return torch.optim.Adafactor(groups, lr=rate)
         case Optimizer.SCHEDULE_FREE_ADAMW | Optimizer.SCHEDULE_FREE_RADAM:
-            if find_spec("schedulefree") is None:
-                raise RequestError(
-                    f"loop.optimizer {config.optimizer} needs the library schedulefree: pip install schedulefree"
-                )
+            _require("schedulefree", "schedulefree", config.optimizer)
             import schedulefree
 
             kinds = {
@@ -46,8 +48,29 @@ def make_optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimiz
             free: torch.optim.Optimizer = kinds[config.optimizer](groups, lr=rate, betas=betas)
             free.train()  # type: ignore[attr-defined]
             return free
+        case Optimizer.MUON:
+            _require("pytorch_optimizer", "pytorch-optimizer", config.optimizer)
+            import pytorch_optimizer
+
+            orthogonal = {"use_muon": True, "use_adjusted_lr": True, "ns_method": "gram_newton_schulz"}
+            adam = {"use_muon": False, "betas": betas, RATE: _PLAIN_RATE}
+            muon: torch.optim.Optimizer = pytorch_optimizer.Muon(
+                [{**groups[0], "lr": rate, **orthogonal}, {**groups[1], "lr": rate, **adam}]
+            )
+            return muon
         case _:
             assert_never(config.optimizer)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its share of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(RATE, 1.0)
+
+
+def _require(module: str, package: str, optimizer: Optimizer) -> None:
+    if find_spec(module) is None:
+        raise RequestError(f"loop.optimizer {optimizer} needs the library {package}: pip install {package}")
 
 
 @torch.no_grad()
