@@ -44,8 +44,9 @@ def test_in_bfloat16_it_learns_as_torchs_layer_does() -> None:
         torch.testing.assert_close(got, expected, rtol=2**-7, atol=2**-7 * float(expected.abs().mean()))
 
 
-@pytest.mark.parametrize("why", ["float32", "frozen", "no backward pass", "many positions"])
-def test_elsewhere_it_is_torchs_layer(why: str) -> None:
+@pytest.mark.parametrize("why", ["float32", "frozen", "no backward pass", "many positions", "compiling"])
+def test_elsewhere_it_is_torchs_layer(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: why == "compiling")
     layer = Conv3x3(8, 8).requires_grad_(why != "frozen")
     x = torch.randn(1, 8, 48, 48) if why == "many positions" else torch.randn(1, 8, 4, 4)
     x.requires_grad_()

@@ -41,6 +41,7 @@ def _is_learned_at_few_positions(x: Tensor, weight: Tensor, dtype: torch.dtype) 
         and dtype == torch.bfloat16
         and torch.is_grad_enabled()
         and weight.requires_grad
+        and not torch.compiler.is_compiling()  # which does not trace it with sizes that vary
         and x.shape[0] * x.shape[2] * x.shape[3] <= _FEW
     )
 
