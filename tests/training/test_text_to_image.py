@@ -111,6 +111,10 @@ def test_the_denoiser_may_learn_from_some_of_the_pictures(shapes: Path, run_fold
     assert len(flat) == 12 and {r["style"] for r in flat.records} == {"flat"} and flat.fingerprint != data.fingerprint
     first = next(i for i, r in enumerate(data.records) if r["style"] == "flat")
     assert torch.equal(flat.pictures[0], data.pictures[first])
+    rest = data.only({}, {"style": ("flat",)})
+    assert len(rest) == len(data) - 12 and "flat" not in {r["style"] for r in rest.records}
+    assert len({data.fingerprint, flat.fingerprint, rest.fingerprint}) == 3
+    assert rest.fingerprint != data.only({"style": ("flat",)}, {"style": ("oil",)}).fingerprint != flat.fingerprint
     papers = [json.loads((p / "state.json").read_text()) for p in run_folder.glob("*/checkpoints/00000006")]
     seen = {p["facts"]["data"] for p in papers}
     assert len(papers) == 3 and len(seen) == 2  # autoencoder and CLIP saw all
@@ -121,6 +125,9 @@ def test_a_choice_that_leaves_the_denoiser_nothing_is_refused_before_the_first_s
 ) -> None:
     assert train(shapes, tmp_path / "r", "--set", 'diffusion.include={"style": ["oil"]}') == 2
     assert 'none of the 22 pictures has {"style": ["oil"]}' in capsys.readouterr().err
+    both = ["--set", 'diffusion.include={"style": ["flat"]}', "--set", 'diffusion.exclude={"style": ["flat"]}']
+    assert train(shapes, tmp_path / "r", *both) == 2
+    assert 'has {"style": ["flat"]} and not {"style": ["flat"]}' in capsys.readouterr().err
     assert not list((tmp_path / "r").glob("*/checkpoints/*"))
 
 

@@ -52,7 +52,7 @@ def make_optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimiz
             _require("pytorch_optimizer", "pytorch-optimizer", config.optimizer)
             import pytorch_optimizer
 
-            orthogonal = {"use_muon": True, "use_adjusted_lr": True, "ns_method": "gram_newton_schulz"}
+            orthogonal = {"use_muon": True, "use_adjusted_lr": True}
             adam = {"use_muon": False, "betas": betas, RATE: _PLAIN_RATE}
             muon: torch.optim.Optimizer = pytorch_optimizer.Muon(
                 [{**groups[0], "lr": rate, **orthogonal}, {**groups[1], "lr": rate, **adam}]

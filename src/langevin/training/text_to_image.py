@@ -98,6 +98,8 @@ class DiffusionStage(DenoisingConfig):
     include: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """The denoiser learns only from samples that have one of the values in each of these fields of their records; the
     other stages learn from all."""
+    exclude: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Nor does it learn from samples that have one of the values in one of these fields."""
     preview_prompts: tuple[str, ...] = Field(min_length=1)
     guidance: float = Field(5.0, ge=1)
     """Of the previews; also the default of the finished model."""
@@ -136,7 +138,7 @@ class TextToImageConfig(System):
         "clip.image.heads=2", "clip.image.layers=1", "clip.image.mlp_width=64", "clip.image.projection=16",
         "diffusion.network.model_channels=32", "diffusion.network.channel_mult=[1, 2]",
         "diffusion.network.attention_levels=[false, true]", "diffusion.network.head_channels=32",
-        "diffusion.network.context_channels=32", "diffusion.include={}",
+        "diffusion.network.context_channels=32", "diffusion.include={}", "diffusion.exclude={}",
         'diffusion.preview_prompts=["a red circle", "a blue square"]',
     )  # fmt: skip
 
@@ -206,7 +208,8 @@ class TextToImageConfig(System):
 
     def objective(self, stage: str, data: PictureSet, run: Path, device: str) -> Objective:
         # Asked for in every stage: what leaves nothing, or cannot be opened, is refused before the first, not after it.
-        denoised = data.only(self.diffusion.include) if self.diffusion.include else data
+        part = self.diffusion
+        denoised = data.only(part.include, part.exclude) if part.include or part.exclude else data
         if self.text_encoder is not None and stage != "diffusion":
             with torch.random.fork_rng(devices=[]):
                 open_pretrained(self.text_encoder, self.diffusion.network.context_channels or 0)

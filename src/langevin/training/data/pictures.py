@@ -106,14 +106,20 @@ class PictureSet:
         """The pictures of a step's (epoch, index) pairs as they are to be seen, float32 B 3 H W in [-1, 1]."""
         return self.images([i for _, i in samples], self.flips(samples, seed))
 
-    def only(self, include: Mapping[str, tuple[str, ...]]) -> PictureSet:
-        """The samples each of whose fields in `include` has one of the values. Raises DataError where none has."""
-        wanted = DataConfig(include=dict(include))
+    def only(
+        self, include: Mapping[str, tuple[str, ...]], exclude: Mapping[str, tuple[str, ...]] | None = None
+    ) -> PictureSet:
+        """The samples each of whose fields in `include` has one of the values, and none of whose in `exclude` has.
+        Raises DataError where there is none."""
+        wanted = DataConfig(include=dict(include), exclude=dict(exclude or {}))
         kept = [i for i, record in enumerate(self.records) if wanted.wants(record)]
         if not kept:
-            raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}: ask for others")
+            without = f" and not {json.dumps(exclude)}" if exclude else ""
+            raise DataError(f"none of the {len(self)} pictures has {json.dumps(include)}{without}: ask for others")
         some = self.subset(kept)
         name = f"{self.fingerprint} {json.dumps(include, sort_keys=True)}"
+        if exclude:
+            name += f" {json.dumps(exclude, sort_keys=True)}"
         some.fingerprint = hashlib.sha256(name.encode()).hexdigest()
         return some
 

@@ -16,7 +16,7 @@ import dataclasses
 from langevin.networks.autoencoder import AutoencoderConfig
 from langevin.networks.unet import UNetConfig
 from langevin.training.captions import CaptionConfig
-from langevin.training.config import LoopConfig
+from langevin.training.config import LoopConfig, Optimizer
 from langevin.training.data import DataConfig
 from langevin.training.data.config import ColourConfig, SceneConfig
 from langevin.training.objectives.levels import LevelConfig, LevelSampling
@@ -37,13 +37,15 @@ def emoji_128() -> TextToImageConfig:
         ),
         captions=CaptionConfig(styles=STYLES, always_styled=("fluent-high-contrast",), colour_share=0.25),
         autoencoder=AutoencoderStage(
+            # Of factor 8 with eight channels (32, 64, 128, 128) one had 20.5 dB on its crops after 500 to 600 steps and
+            # this 24.1 dB; the denoiser of as many parameters trains 1.7 times as long on these latents.
             network=AutoencoderConfig(
-                base_channels=32, channel_mult=(1, 2, 4, 4), num_res_blocks=1, latent_channels=8, groups=8
+                base_channels=64, channel_mult=(1, 1, 2), num_res_blocks=1, latent_channels=4
             ),
             square_weight=2.0,
             crop=64,
             loop=LoopConfig(
-                steps=4000, batch_size=16, learning_rate=8e-4, warmup=100, weight_decay=0.0,
+                steps=2500, batch_size=16, learning_rate=6e-4, warmup=100, weight_decay=0.0,
                 ema_decay=0.998, save_every=250, sample_every=1000,
             ),
         ),
@@ -52,17 +54,19 @@ def emoji_128() -> TextToImageConfig:
         ),
         diffusion=DiffusionStage(
             network=UNetConfig(
-                in_channels=8, out_channels=8, model_channels=64, channel_mult=(2, 3, 4), num_res_blocks=1,
-                attention_levels=(False, True, True), middle_attention=True, num_heads=None, head_channels=32,
+                model_channels=64, channel_mult=(1, 2, 3, 4), num_res_blocks=1,
+                attention_levels=(False, False, True, True), middle_attention=True, num_heads=None, head_channels=32,
                 context_channels=192, linear_projection=True,
             ),
             # Around sigma = 1, where it is decided what a picture shows.
             levels=LevelConfig(name=LevelSampling.LOG_NORMAL, mean=0.0, deviation=1.2),
+            # A third of the pictures, and of all those whose names such a small model does not tell apart.
+            exclude={"group": ("People & Body", "Symbols", "Flags")},
             preview_prompts=PROMPTS,
             guidance=3.0,
             loop=LoopConfig(
-                steps=16_000, batch_size=64, learning_rate=5e-4, warmup=300, ema_decay=0.9995,
-                save_every=250, sample_every=1000,
+                steps=4000, batch_size=64, optimizer=Optimizer.MUON, learning_rate=2e-3, weight_decay=0.1,
+                warmup=300, ema_decay=0.9995, save_every=250, sample_every=500,
             ),
         ),
     )  # fmt: skip
