@@ -62,7 +62,7 @@ def emoji_128() -> TextToImageConfig:
             ),
             # Around sigma = 1, where it is decided what a picture shows.
             levels=LevelConfig(name=LevelSampling.LOG_NORMAL, mean=0.0, deviation=1.2),
-            # A third of the pictures, and of all those whose names such a small model does not tell apart.
+            # As in the recipe `emoji-second`: a third of the pictures, whose names a small model does not tell apart.
             exclude={"group": ("People & Body", "Symbols", "Flags")},
             preview_prompts=PROMPTS,
             guidance=3.0,
