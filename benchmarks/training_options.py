@@ -61,7 +61,13 @@ def main() -> None:
     recipe = override(RECIPES[arguments.recipe](), arguments.assignments)
     if stage not in recipe.loops:
         parser.error(f"{arguments.recipe} has no stage {stage!r}, but {', '.join(recipe.loops)}")
+    if arguments.out.exists():
+        parser.error(f"--out {arguments.out} is there already: give another")
+    for before in list(recipe.loops)[: list(recipe.loops).index(stage)]:
+        if arguments.base is not None and not (arguments.base / before).is_dir():
+            parser.error(f"--base {arguments.base} has no stage {before}: train it first, or leave --base out")
     lengths = [f"{stage}.loop.steps={steps}", f"{stage}.loop.log_every=1", f"{stage}.loop.sample_every={steps + 1}"]
+    lengths.append(f"cache.folder={arguments.out / 'cache'}")  # encoded once for all variants
     systems = {v.name: override(recipe, [*v.assignments, *lengths]) for v in arguments.variants}
     data = read_data(arguments.data, recipe.data)
     for name in systems:
