@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,16 +17,19 @@ from tests.conftest import MakeBundle, randomise
 from torch import Tensor
 
 from langevin.checkpoints.clip_files import ClipConfig, ClipModel
+from langevin.diffusion.core import Estimate
 from langevin.errors import DataError, RequestError
 from langevin.evaluation.extractors import OpenExtractor
 from langevin.evaluation.features import ClipFeatures
 from langevin.evaluation.figures import Figure
 from langevin.evaluation.whole import run as module
+from langevin.evaluation.whole.captions import LEVELS, caption_errors
 from langevin.evaluation.whole.page import page
 from langevin.evaluation.whole.parts import _verdict
 from langevin.evaluation.whole.run import PARTS, evaluate_whole
 from langevin.evaluation.whole.subject import Clock, Scale, Subject
 from langevin.images.pixels import open_picture, to_tensor
+from langevin.model.conditioning import Conditioning
 from langevin.model.tokenizer import Tokenizer
 from langevin.networks.clip import ClipImage, ClipImageConfig, ClipText, ClipTextConfig
 from langevin.tasks.request import GenerateRequest
@@ -131,8 +135,46 @@ def test_attributes_stand_beside_what_real_pictures_get(whole: tuple[Path, dict[
         assert 0 <= prompt["rank"] < 12 and isinstance(prompt["right"], bool)
 
 
+def test_the_error_by_caption_is_that_of_a_denoiser_that_is_known() -> None:
+    """One that draws what it is told, the latents of a caption's own picture; told nothing, it leaves the noise in."""
+    pictures = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    latents = pictures.float() / 127.5 - 1
+    said = ["cat", "dog", "dog", "fox"]
+
+    class Denoiser:
+        device = torch.device("cpu")
+
+        def denoise(self, x: Tensor, sigma: float, cond: Conditioning) -> Estimate:
+            assert cond.context is not None
+            told = [int(c) for c in cond.context.flatten()]
+            return Estimate(torch.stack([x[i] if t < 0 else latents[t] for i, t in enumerate(told)]), None)
+
+    class Words:
+        def states(self, captions: list[str]) -> Tensor:
+            return torch.tensor([[[float(said.index(c) if c else -1)]] for c in captions])
+
+    bundle: Any = SimpleNamespace(
+        diffusion=Denoiser(), text=Words(), autoencoder=SimpleNamespace(encode=lambda image: image)
+    )
+    found = caption_errors(bundle, pictures, said, [0.5, 2.0], batch=3)
+    variance = float(latents.double().var())
+
+    def apart(pairs: list[tuple[int, int]]) -> float:
+        return sum(float((latents[a] - latents[b]).double().square().mean()) for a, b in pairs) / 4 / variance
+
+    # The two dogs share a caption, whose picture is the first of them; another's is that of the next other name.
+    assert found["own"] == pytest.approx([apart([(2, 1)])] * 2)
+    assert found["another's"] == pytest.approx([apart([(0, 1), (1, 3), (2, 3), (3, 0)])] * 2)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).double()
+    size = float(noise.square().mean()) / variance
+    assert found["none"] == pytest.approx([0.25 * size, 4 * size], rel=1e-5)
+
+
 def test_curves_have_a_point_for_each_setting_and_share_their_pictures(whole: tuple[Path, dict[str, Any]]) -> None:
     folder, report = whole
+    levels = report["parts"]["captions"]["details"]["points"]
+    assert [(p["set"], p["sigma"]) for p in levels[:2]] == [("training pictures", 0.25), ("training pictures", 0.5)]
+    assert len(levels) == 2 * len(LEVELS) and all(p["pictures"] == 8 for p in levels)
     points = report["parts"]["samplers"]["details"]["points"]
     assert [(p["sampler"], p["steps"]) for p in points] == [("ddim", 1), ("ddim", 2), ("unipc", 1), ("unipc", 2)]
     assert all(p["pictures"] == 8 and p["frechet"] >= 0 and 0 <= p["found"] <= p["found_among_ten"] for p in points)
@@ -147,7 +189,7 @@ def test_the_page_links_only_pictures_that_are_there(whole: tuple[Path, dict[str
     folder, report = whole
     text = (folder / "model-evaluation.md").read_text()
     links = re.findall(r"\]\((images/[^)]+)\)", text)
-    assert sorted(links) == sorted(f"images/{p.name}" for p in (folder / "images").iterdir()) and len(links) == 11
+    assert sorted(links) == sorted(f"images/{p.name}" for p in (folder / "images").iterdir()) and len(links) == 12
     assert all(open_picture(folder / link).width <= 1300 for link in links)
     assert "This page was written by `the command`" in text and "sha256 000000000000" in text
     assert all(f"{heading}\n" in text for heading in ("## Does it copy?", "## 4 prompts", "## Guidance"))

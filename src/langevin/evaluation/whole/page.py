@@ -7,6 +7,7 @@ from typing import Any
 
 from langevin.evaluation.colours import PRESENT
 from langevin.evaluation.nearest import NEIGHBOURS
+from langevin.evaluation.whole.captions import NONE, OTHERS, OWN
 from langevin.evaluation.whole.subject import IMAGES
 
 Found = Mapping[str, Any]
@@ -129,6 +130,25 @@ def _attributes(part: Found) -> list[str]:
     ]
 
 
+def _captions(part: Found) -> list[str]:
+    points = part["details"]["points"]
+    rows = [
+        (p["set"], str(p["pictures"]), f"{p['sigma']:g}", *(f"{p[told]:.4f}" for told in (OWN, OTHERS, NONE)))
+        for p in points
+    ]
+    return [
+        "## What a caption decides",
+        "",
+        "The mean square error of the denoised latents as a share of their variance, when the denoiser is told the "
+        "picture's own caption, another picture's, or none, without guidance. Where they are equal the caption is not "
+        "read; of held-out pictures the names were never learned.",
+        "",
+        *_table(("set", "pictures", "sigma", "own caption", "another's", "none"), rows),
+        "",
+        _picture("captions", "Error of the denoised latents over noise, by caption"),
+    ]
+
+
 def _sheet(part: Found) -> list[str]:
     prompts = part["details"]["prompts"]
     return [
@@ -207,6 +227,7 @@ _SECTIONS: Mapping[str, Callable[[Found], list[str]]] = {
     "clip-score": _clip_score,
     "copying": _copying,
     "attributes": _attributes,
+    "captions": _captions,
     "sheet": _sheet,
     "autoencoder": _autoencoder,
     "samplers": _samplers,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from langevin.checkpoints.atomic import atomic_write
 from langevin.errors import RequestError
 from langevin.evaluation.whole.attributes import attributes, attributes_plan
+from langevin.evaluation.whole.captions import captions
 from langevin.evaluation.whole.page import page
 from langevin.evaluation.whole.part import Part
 from langevin.evaluation.whole.parts import autoencoder, clip_scores, copying, distances, sheet, sheet_block
@@ -37,6 +38,7 @@ PARTS: Mapping[str, Entry] = {
     "clip-score": Entry(clip_scores, lambda s: [s.known, s.new]),
     "copying": Entry(copying, lambda s: [s.known, s.new]),
     "attributes": Entry(attributes, lambda s: [attributes_plan(s)]),
+    "captions": Entry(captions, lambda s: []),
     "sheet": Entry(sheet, lambda s: [sheet_block(s)]),
     "autoencoder": Entry(autoencoder, lambda s: []),
     "samplers": Entry(samplers, sampler_blocks),
