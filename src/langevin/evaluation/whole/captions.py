@@ -15,7 +15,7 @@ from langevin.model.bundle import ModelBundle
 from langevin.model.conditioning import Conditioning
 
 LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 14.0)
-"""Noise levels sigma, for latents of about unit deviation; those above the schedule's highest are left out."""
+"""Noise levels sigma, for latents of about unit deviation; those outside the schedule's are left out."""
 OWN, OTHERS, NONE = "own", "another's", "none"
 
 
