@@ -9,8 +9,8 @@ Time:      68 min for the autoencoder and 42 for CLIP, of one core each and besi
            of 19 pictures/s about 4 h 50 min of two cores for the denoiser
 Expected:  reconstructions of 96 held-out pictures, scenes among them, at 33.1 dB PSNR; 0.79 of the captions found in a
            batch of 128; an error of 0.058 of x0 at sigma = 14 on 85 of its pictures, with another caption 0.84
-           (`benchmarks/model_evaluation.py --parts captions` measures such errors), by a run whose first 2,589 steps
-           had other levels, styles and averages
+           (`benchmarks/model_evaluation.py --parts captions` measures such errors, over all styles), by a run whose
+           first 2,589 steps had other levels, styles and averages
 """
 
 from __future__ import annotations
