@@ -3,10 +3,10 @@
     langevin train emoji-edges --data FOLDER --out runs/edges
     python benchmarks/edge_controlnet.py --data FOLDER --controlnet runs/edges/controlnet.safetensors [--count 16]
 
-The hints are edges of pictures of the recipe's split val, which the ControlNet was not trained on, at equal distances;
-picture i has the seed i, nothing picked. Two prompts are tried: none, and the caption of the next picture, which has
-nothing to do with the hint. (By its own caption the model knows the picture: it was trained on it.) The sheet's rows:
-hints, no prompt without control, no prompt with it, the next caption without control and with it.
+The hints are edges of pictures of the split val, whose names neither the model nor the ControlNet was trained on, at
+equal distances; picture i has the seed i, nothing picked. Three prompts are tried: none, the picture's own caption, and
+that of the next picture, which has nothing to do with the hint. The sheet's rows: hints, then for each prompt a row
+without control and one with it.
 
 Prints precision, recall and F1 of the edges within one pixel, means over the pictures with their standard errors, and
 the same of the pictures themselves through the autoencoder (the ceiling).
@@ -51,6 +51,7 @@ def main() -> None:
     hints = [canny(picture) for picture in to_pictures(real)]
     captions = [str(data.records[i]["caption"]) for i in chosen]
     others = captions[1:] + captions[:1]
+    prompts = {"no prompt": [""] * len(hints), "own caption": captions, "another's caption": others}
 
     model = langevin.load(arguments.model)
     steerable = model.with_controlnet(arguments.controlnet)
@@ -68,8 +69,8 @@ def main() -> None:
         return pictures
 
     rows = {
-        f"{words}, {'with' if steered else 'without'} control": drawn(prompts, steered)
-        for words, prompts in (("no prompt", [""] * len(hints)), ("another's caption", others))
+        f"{words}, {'with' if steered else 'without'} control": drawn(said, steered)
+        for words, said in prompts.items()
         for steered in (False, True)
     }
     codec = model.bundle.autoencoder
@@ -84,7 +85,7 @@ def main() -> None:
     places = torch.linspace(0, len(chosen) - 1, SHOWN).long().tolist()
     for i in places:
         print(f"seed {i}: hint of {captions[i]!r}, other caption {others[i]!r}")
-    shown = [hints, *list(rows.values())[:4]]
+    shown = [hints, *list(rows.values())[:-1]]
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(torch.cat([tensors([row[i] for i in places]) for row in shown]), columns=SHOWN).save(arguments.output)
 

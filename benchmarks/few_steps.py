@@ -1,10 +1,12 @@
-"""What distillation leaves of the packaged model's drawings: a LoRA in four steps beside the model in four and twenty.
+"""What distillation leaves of the packaged model: a LoRA in four steps beside the model in four and in twenty.
 
-    python benchmarks/few_steps.py --data FOLDER --lora runs/fast/lora.safetensors [--names 24] [--output SHEET.png]
+    python benchmarks/few_steps.py --data FOLDER --clip RUN --lora runs/fast/lora.safetensors --out FOLDER
 
-As `benchmarks/model_card.py` does it: a picture generated from a name is compared with every drawing that the denoiser
-has seen, by the root mean square of their difference in pixels; drawings of one name count once, by the nearest. The
-sheet has a row for each way, the first names from left to right, nothing picked.
+The prompts ask for a colour, a style or two of a thing, as in `benchmarks/model_evaluation.py`, whose measures these
+are; every way draws the same prompts with the same seeds. Prints for each the shares that are right, and what is called
+alignment: the share whose picture shows what was asked for and has its thing among the ten nearest names. Into --out go
+the pictures, what was measured of each, and sheet.png: a row for each way, the first prompts of each kind from left to
+right, nothing picked. A run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -15,71 +17,84 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import langevin
+from langevin.evaluation.extractors import open_extractor
+from langevin.evaluation.whole.attributes import TEN
+from langevin.evaluation.whole.run import evaluate_whole
+from langevin.evaluation.whole.subject import Scale, Subject
 from langevin.images.grids import contact_sheet
-from langevin.images.pixels import to_tensor
+from langevin.tasks.request import GenerateRequest
 from langevin.training.data import read_data
-from langevin.training.recipes.emoji_second import emoji_second
+from langevin.training.recipes.emoji_128 import DRAWN, drawings
 
 FEW: dict[str, Any] = {"sampler": "lcm", "guidance": 1.0}
 WAYS: tuple[tuple[str, bool, dict[str, Any]], ...] = (
-    ("model, dpmpp_2m, 20 steps, guidance 3", False, {"steps": 20, "guidance": 3.0}),
-    ("model, dpmpp_2m, 4 steps, guidance 3", False, {"steps": 4, "guidance": 3.0}),
-    ("model, dpmpp_2m, 4 steps, guidance 1", False, {"steps": 4, "guidance": 1.0}),
-    ("model, lcm, 4 steps, guidance 1", False, {"steps": 4, **FEW}),
+    ("model, dpmpp_2m, 20 steps, guidance 3", False, {"sampler": "dpmpp_2m", "steps": 20, "guidance": 3.0}),
+    ("model, dpmpp_2m, 4 steps, guidance 3", False, {"sampler": "dpmpp_2m", "steps": 4, "guidance": 3.0}),
+    ("model, dpmpp_2m, 4 steps, guidance 1", False, {"sampler": "dpmpp_2m", "steps": 4, "guidance": 1.0}),
     ("LoRA, lcm, 4 steps, guidance 1", True, {"steps": 4, **FEW}),
     ("LoRA, lcm, 2 steps, guidance 1", True, {"steps": 2, **FEW}),
     ("LoRA, lcm, 1 step, guidance 1", True, {"steps": 1, **FEW}),
 )
 """What it is called, whether the LoRA is in it, and what is asked."""
+KINDS = ("colour", "style", "two")
+SHOWN = 3
+"""Prompts of each kind on the sheet."""
 
 
-@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--clip", required=True, help="a clip.safetensors, or a training run's folder that holds one")
     parser.add_argument("--lora", required=True)
-    parser.add_argument("--names", type=int, default=24, help="how many names, evenly taken from the alphabet")
-    parser.add_argument("--output", type=Path, help="where the sheet of the first nine goes")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", help="weights; without it, the model inside the package")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=16, help="pictures that go through the networks together")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    plain = langevin.load()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    plain = langevin.load(arguments.model, dtype=arguments.dtype)
     tuned = plain.with_lora(arguments.lora)
-    drawings = read_data(arguments.data, emoji_second().data)
-    names = sorted({str(r["caption"]) for r in drawings.records})
-    places = torch.tensor([names.index(str(r["caption"])) for r in drawings.records])
-    pixels = drawings.pictures.flatten(1).float() / 255  # N 3*H*W
-    chosen = names[:: len(names) // arguments.names][: arguments.names]
-    print(f"{len(chosen)} of {len(names)} names, {len(drawings)} drawings, {arguments.threads} threads")
-
-    def nearest(pictures: Tensor) -> Tensor:
-        """The distance to the nearest drawing of each name, pictures x names."""
-        distance = torch.cdist(((pictures + 1) / 2).flatten(1), pixels) / pixels.shape[1] ** 0.5
-        lowest = torch.full((len(pictures), len(names)), torch.inf)
-        return lowest.scatter_reduce(1, places.expand(len(pictures), -1), distance, "amin")
-
+    extractor = open_extractor(f"clip={arguments.clip}", device="cpu")
+    train, held_out = (read_data(arguments.data, drawings(split=(name,))) for name in ("train", "val"))
+    print(
+        f"{arguments.prompts} prompts, batches of {arguments.batch}, {arguments.dtype}, {torch.get_num_threads()} threads"
+    )
     rows = []
     for called, distilled, asked in WAYS:
-        model = tuned if distilled else plain
-        began = time.process_time()
-        made = [model.generate(p, seed=i, **asked).images[0] for i, p in enumerate(chosen)]
-        seconds = (time.process_time() - began) / len(made)
-        pictures = torch.cat([to_tensor(image) for image in made])
-        distance = nearest(pictures)
-        own = distance[range(len(chosen)), [names.index(name) for name in chosen]]
-        first = float(((distance < own[:, None]).sum(1) < 1).float().mean())
-        print(
-            f"{called}: own name nearest {first:.2f}, distance to it {own.median():.3f} (median), {own.mean():.3f} "
-            f"(mean); {seconds:.2f} s of processor time a picture",
-            flush=True,
+        subject = Subject(
+            bundle=(tuned if distilled else plain).bundle,
+            extractor=extractor,
+            train=train,
+            held_out=held_out,
+            styles=DRAWN,
+            folder=arguments.out / called.replace(", ", "-").replace(" ", "-"),
+            scale=Scale(attributes=arguments.prompts, batch=arguments.batch),
+            request=GenerateRequest(prompt="", **asked),
         )
-        rows.append(pictures[:9])
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(torch.cat(rows), columns=len(rows[0])).save(arguments.output)
+        began = time.process_time()
+        found = evaluate_whole(subject, ["attributes"])["parts"]["attributes"]["details"]["prompts"]
+        seconds = time.process_time() - began
+        shares = {kind: share([o["right"] for o in found if o["kind"] == kind]) for kind in KINDS}
+        shares["thing first"] = share([o["rank"] < 1 for o in found])
+        shares["thing among ten"] = share([o["rank"] < TEN for o in found])
+        shares["alignment"] = share([o["right"] and o["rank"] < TEN for o in found])
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in shares.items())
+        print(f"{called}: {figures}; {seconds / len(found):.2f} s of processor time a picture, measuring included")
+        places = [[i for i, o in enumerate(found) if o["kind"] == kind][:SHOWN] for kind in KINDS]
+        chosen = [i for some in places for i in some]
+        pictures = subject.made(subject.block("attributes", [o["prompt"] for o in found]))
+        rows.append(pictures[chosen].float() / 127.5 - 1)
+    print("the sheet's prompts: " + "; ".join(f"{found[i]['prompt']} (seed {found[i]['seed']})" for i in chosen))
+    contact_sheet(torch.cat(rows), columns=SHOWN * len(KINDS)).save(arguments.out / "sheet.png")
+
+
+def share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)
 
 
 if __name__ == "__main__":

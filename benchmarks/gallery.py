@@ -35,13 +35,15 @@ def variations(model: Model) -> list[Image.Image]:
 def repainted(model: Model) -> list[Image.Image]:
     """An apple, then a box in its middle as "a blue heart"."""
     apple = model.generate("a red apple", seed=0).images[0]
-    return [apple, *model.inpaint(apple, "a blue heart", box=(14, 24, 50, 60), seeds=SEEDS).images]
+    box = tuple(apple.width * place // 64 for place in (14, 24, 50, 60))
+    return [apple, *model.inpaint(apple, "a blue heart", box=box, seeds=SEEDS).images]
 
 
 def continued(model: Model) -> list[Image.Image]:
-    """A house, then 32 pixels more on its right."""
+    """A house, then half as much more on its right."""
     house = model.generate("a house", seed=0).images[0]
-    return [house, *model.outpaint(house, "a house, a tree", right=32, seeds=SEEDS[:3]).images]
+    right = house.width // 2
+    return [house, *model.outpaint(house, "a house, a tree", right=right, seeds=SEEDS[:3]).images]
 
 
 def edited(model: Model) -> list[Image.Image]:
@@ -55,7 +57,7 @@ def edited(model: Model) -> list[Image.Image]:
 
 
 def enlarged(model: Model) -> list[Image.Image]:
-    """A sunflower of 64 pixels, and of 128 in two passes."""
+    """A sunflower, and one of twice the size in two passes."""
     small = model.generate("a sunflower", seed=0).images[0]
     plan = large(model, LargeRequest(prompt="a sunflower", hires=2, hires_strength=0.4, seed=0))
     return [small, langevin.run(plan).finish().images[0]]
@@ -72,10 +74,10 @@ def seamless(model: Model) -> list[Image.Image]:
 
 
 def of_a_photograph(photo: Path) -> Row:
-    """A photograph at 64 pixels, then "a cat" from it."""
+    """A photograph at the model's size, then "a cat" from it."""
 
     def row(model: Model) -> list[Image.Image]:
-        small = to_rgb(open_picture(photo)).resize((64, 64), Image.Resampling.LANCZOS)
+        small = to_rgb(open_picture(photo)).resize(model.info.default_size, Image.Resampling.LANCZOS)
         return [small, HINTS["canny"](small), *model.img2img(small, "a cat", strength=0.7, seeds=SEEDS[:3]).images]
 
     return row

@@ -2,9 +2,11 @@
 
     python benchmarks/model_evaluation.py MODEL --data FOLDER --clip RUN-OR-FILE --out FOLDER [--samples N]
 
-Into --out go a page (model-evaluation.md), its plots and sheets (images/), report.json, and every picture that was
-made. Each part is kept when it is done and pictures are kept in blocks: a run that was stopped goes on. Whoever wants
-it quick gives small numbers: `--samples 200 --sweep-samples 24 --attributes 100`; the page says how many they were.
+Compared with are the pictures that the recipe `emoji-128` trains its denoiser on, and those of the same kinds in the
+data's split `val`. Into --out go a page (model-evaluation.md), its plots and sheets (images/), report.json, and every
+picture that was made. Each part is kept when it is done and pictures are kept in blocks: a run that was stopped goes
+on. Whoever wants it quick gives small numbers: `--samples 200 --sweep-samples 24 --attributes 100`; the page says how
+many they were.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ from langevin.evaluation.extractors import open_extractor
 from langevin.evaluation.whole.run import PAGE, PARTS, evaluate_whole
 from langevin.evaluation.whole.subject import Scale, Subject
 from langevin.tasks.request import GenerateRequest
-from langevin.training.data import DataConfig, PictureSet, read_data
+from langevin.training.data import PictureSet, read_data
 from langevin.training.plots import check_plotting
-from langevin.training.recipes.emoji import STYLES
+from langevin.training.recipes.emoji_128 import DRAWN, drawings
 
 
 def main() -> None:
@@ -42,7 +44,6 @@ def main() -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=scale.batch, help="pictures that go through the networks together")
-    parser.add_argument("--exclude-style", nargs="*", default=["openmoji"], help="styles that the model never saw")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves it to torch")
@@ -55,9 +56,7 @@ def main() -> None:
     size = bundle.info.default_size[0]
 
     def split(name: str) -> PictureSet:
-        include = {"set": ("main",), "split": (name,)}
-        exclude = {"style": tuple(arguments.exclude_style)}
-        return read_data(arguments.data, DataConfig(size=size, include=include, exclude=exclude))
+        return read_data(arguments.data, drawings(split=(name,)).model_copy(update={"size": size}))
 
     asked = {"sampler": arguments.sampler, "steps": arguments.steps, "guidance": arguments.guidance}
     subject = Subject(
@@ -65,7 +64,7 @@ def main() -> None:
         extractor=open_extractor(f"clip={arguments.clip}", device=arguments.device),
         train=split("train"),
         held_out=split("val"),
-        styles={style: words for style, words in STYLES.items() if style not in arguments.exclude_style},
+        styles=DRAWN,
         folder=arguments.out,
         scale=Scale(
             samples=arguments.samples, sweep_samples=arguments.sweep_samples, attributes=arguments.attributes,
@@ -85,7 +84,9 @@ def _command(arguments: argparse.Namespace) -> str:
         f"--{name.replace('_', '-')} {getattr(arguments, name)}" for name in ("samples", "sweep_samples", "attributes")
     ]
     words += [
-        f"--{name} {value}" for name in ("sampler", "steps", "guidance", "seed") if (value := getattr(arguments, name))
+        f"--{name} {value}"
+        for name in ("sampler", "steps", "guidance", "seed", "dtype")
+        if (value := getattr(arguments, name))
     ]
     return " ".join(words)
 

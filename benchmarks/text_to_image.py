@@ -37,8 +37,8 @@ pipe = StableDiffusionPipeline.from_pretrained(
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
 pipe.set_progress_bar_config(disable=True)
 generator = torch.Generator("cpu").manual_seed(0)
-image = pipe(sys.argv[2], num_inference_steps=20, guidance_scale=float(sys.argv[4]), width=64, height=64,
-             generator=generator).images[0]
+image = pipe(sys.argv[2], num_inference_steps=20, guidance_scale=float(sys.argv[4]), width=int(sys.argv[5]),
+             height=int(sys.argv[5]), generator=generator).images[0]
 image.save(sys.argv[3])
 """
 
@@ -93,6 +93,7 @@ def whole_process(rounds: int) -> None:
         subprocess.run(
             [sys.executable, "-m", "langevin", "convert", model, folder / "model", "--to", "diffusers"], check=True
         )
+        size = langevin.load(str(model)).info.default_size[0]
         script = folder / "peer.py"
         script.write_text(DIFFUSERS)
 
@@ -105,7 +106,7 @@ def whole_process(rounds: int) -> None:
             rounds,
             lambda: timed(sys.executable, "-m", "langevin", "generate", PROMPT, "--model", model, "--seed", 0,
                           "--steps", 20, "--guidance", 4, "-o", folder / "ours.png"),
-            lambda: timed(sys.executable, script, folder / "model", PROMPT, folder / "theirs.png", 4),
+            lambda: timed(sys.executable, script, folder / "model", PROMPT, folder / "theirs.png", 4, size),
         )  # fmt: skip
         a, b = (np.asarray(Image.open(folder / n).convert("RGB")).astype(int) for n in ("ours.png", "theirs.png"))
         print(f"the two pictures differ by {np.abs(a - b).max()} of 255 at most, {np.abs(a - b).mean():.3f} on average")

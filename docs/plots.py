@@ -82,8 +82,7 @@ def hints() -> None:
     model = langevin.load()
     pictures = [model.generate(prompt, seed=seed).images[0] for seed, prompt in enumerate(PROMPTS[:4])]
     cells = [make(picture) for picture in pictures for make in (to_rgb, *HINTS.values())]
-    sheet = contact_sheet(torch.cat([to_tensor(cell) for cell in cells]), columns=1 + len(HINTS))
-    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(IMAGES / "hints.png")
+    _sheet(cells, 1 + len(HINTS), "hints.png")
 
 
 def from_pictures() -> None:
@@ -93,20 +92,21 @@ def from_pictures() -> None:
     cells = [apple]
     cells += [model.img2img(apple, "a green apple", strength=s, seed=2).images[0] for s in (0.3, 0.5, 0.7, 0.9)]
     _sheet(cells, 5, "image-to-image.png")
-    box = (16, 28, 48, 60)
-    mask = Image.fromarray(mask_of_box(64, 64, box), "L")
+    side = apple.width
+    box = (side // 4, 7 * side // 16, 3 * side // 4, 15 * side // 16)
+    mask = Image.fromarray(mask_of_box(side, side, box), "L")
     cells = [apple, mask, *model.inpaint(apple, "a blue heart", box=box, seed=0, count=3).images]
     _sheet(cells, 5, "inpainting.png")
     house = model.generate("a house", seed=3).images[0]
-    wide = [model.outpaint(house, "houses", left=24, right=24, feather=f, seed=1).images[0] for f in (0, 4)]
+    more = 3 * side // 8
+    wide = [model.outpaint(house, "houses", left=more, right=more, feather=f, seed=1).images[0] for f in (0, 4)]
     before = Image.new("RGB", wide[0].size, (224, 224, 224))
-    before.paste(house, (24, 0))
+    before.paste(house, (more, 0))
     _sheet([before, *wide], 3, "outpainting.png")
 
 
 def _sheet(cells: list[Image.Image], columns: int, name: str) -> None:
-    sheet = contact_sheet(torch.cat([to_tensor(cell) for cell in cells]), columns=columns)
-    sheet.resize((2 * sheet.width, 2 * sheet.height), Image.Resampling.NEAREST).save(IMAGES / name)
+    contact_sheet(torch.cat([to_tensor(cell) for cell in cells]), columns=columns).save(IMAGES / name)
 
 
 if __name__ == "__main__":

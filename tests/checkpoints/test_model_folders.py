@@ -134,3 +134,12 @@ def test_a_broken_list_of_folders(text: str, message: str, tmp_path: Path, monke
     (tmp_path / "extra_model_paths.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=f"extra_model_paths.yaml: {message}"):
         find("lora", "x")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("lora", "emoji-fast"), ("controlnet", "emoji-edges")])
+def test_what_the_package_brings_has_names_too(kind: FileKind, name: str, root: Path) -> None:
+    packaged = resolve(kind, name)
+    assert packaged.is_file() and packaged == find(kind, f"{name}.safetensors")
+    assert find("model", name) is None
+    touch(root / "flat", f"{name}.safetensors")
+    assert find(kind, name) == root / "flat" / f"{name}.safetensors"

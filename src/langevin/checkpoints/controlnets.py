@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -28,8 +27,6 @@ from langevin.networks.unet import UNetConfig
 
 _CONFIG = "config.json"
 _STEM = "diffusion_pytorch_model"
-PACKAGED = "emoji-edges"
-"""The ControlNet inside the package, by its name: for Canny edges, of the model that is there too."""
 _XL = "a ControlNet for Stable Diffusion XL; expected one for Stable Diffusion 1.x / 2.x"
 
 
@@ -156,14 +153,12 @@ def write_control_folder(
 
 
 def fetch_control(source: str, *, revision: str | None, half: bool, allow_pickle: bool) -> Path:
-    """The path of a ControlNet: on this machine, inside the package, or from the Hub's cache after a download."""
+    """The path of a ControlNet: on this machine, or from the Hub's cache after a download."""
     path = Path(source).expanduser()
     if model_folders.exists(path):
         return path
     if found := model_folders.find("controlnet", source):
         return found
-    if source in (PACKAGED, f"{PACKAGED}.safetensors"):
-        return Path(str(files("langevin") / "data" / f"{PACKAGED}.safetensors"))
     repository = hub.parse(source)
     if repository is None:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -44,6 +45,12 @@ _FOLDERS: dict[FileKind, tuple[str, ...]] = {
 }
 """Where the two programs keep each kind, in the folder itself or under `models`; capitals do not matter."""
 
+_PACKAGED: dict[FileKind, tuple[str, ...]] = {
+    "lora": ("emoji-fast.safetensors",),
+    "controlnet": ("emoji-edges.safetensors",),
+}
+"""What the package brings for its own model, by name like everything else; a user's file of that name comes first."""
+
 _MOST_BYTES = 1_000_000
 """Of a list of folders."""
 _SAFE = ".safetensors"
@@ -65,7 +72,7 @@ class Found(NamedTuple):
 
 
 def find(kind: FileKind, name: str) -> Path | None:
-    """The one of that name: with its ending or without, with the folder that it is in or without.
+    """The one of that name: with its ending or without, with the folder that it is in or without; or in the package.
 
     A safetensors file comes before another with the same name. None where there is none; CheckpointError, with the
     candidates, where there are several.
@@ -88,6 +95,9 @@ def find(kind: FileKind, name: str) -> Path | None:
             )
         if paths:
             return next(iter(paths.values()))
+    for file in _PACKAGED.get(kind, ()):
+        if name in (file, file.removesuffix(_SAFE)):
+            return Path(str(files("langevin") / "data" / file))
     return None
 
 

@@ -196,7 +196,8 @@ def attributes(subject: Subject) -> Part:
     bars = [Bar(f.name, f.value, f.real, f.chance) for f in figures]
     plot_bars(subject.image("attributes"), {"share of the pictures that show what was asked for": bars})
     shown = [i for kind in of for i in [k for k, o in enumerate(outcomes) if o["kind"] == kind][:SHOWN]]
-    labels = [f"{outcomes[i]['prompt']}: {'right' if outcomes[i]['right'] else outcomes[i]['seen']}" for i in shown]
+    # The verdict first: labels are cut where they get too long.
+    labels = [f"{'right' if outcomes[i]['right'] else outcomes[i]['seen']}: {outcomes[i]['prompt']}" for i in shown]
     sheets = subject.save_sheet("attribute-sheet", [pictures[i] for i in shown], labels, COLUMNS, rows=2)
     singles_counted = [count for counts in judges.counted.values() for count in counts]
     details = {

@@ -32,7 +32,7 @@ def _head(settings: Found, command: str) -> list[str]:
     return [
         *lines,
         f"- **Model**: {files}; unless a table says otherwise {how['sampler']}, {how['steps']} steps, guidance "
-        f"{how['guidance']:g}.",
+        f"{how['guidance']:g}, in {how['precision']}.",
         f"- **Features**: {settings['features']['name']} (sha256 {settings['features']['sha256'][:12]}). A model that "
         "was trained on this CLIP's text states is favoured by its scores.",
         f"- **Data**: {data['train']['pictures']} training pictures and {data['held_out']['pictures']} held-out ones, "
@@ -126,7 +126,7 @@ def _attributes(part: Found) -> list[str]:
         "",
         *_sheets(part, "The first pictures of each kind with what was seen"),
         "",
-        '*The first prompts of each kind; behind the prompt "right", or what was seen instead.*',
+        '*The first prompts of each kind; before the prompt "right", or what was seen instead.*',
     ]
 
 

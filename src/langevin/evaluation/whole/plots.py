@@ -52,7 +52,7 @@ def plot_bars(path: Path, panels: Mapping[str, Sequence[Bar]]) -> None:
                 axes.bar_label(drawn, fmt="%.3g", fontsize=7, padding=2)
         axes.set_yticks(list(rows), [bar.label for bar in bars], fontsize=8)
         axes.invert_yaxis()
-        axes.margins(x=0.15)
+        axes.margins(x=0.3)  # room for the figures behind the bars
         axes.set_title(title, fontsize=10)
         axes.tick_params(axis="x", labelsize=8)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)

@@ -147,7 +147,12 @@ class Subject:
                 "train": {"pictures": len(self.train.records), "fingerprint": self.train.fingerprint},
                 "held_out": {"pictures": len(self.held_out.records), "fingerprint": self.held_out.fingerprint},
             },
-            "generation": {"sampler": request.sampler, "steps": request.steps, "guidance": request.guidance},
+            "generation": {
+                "sampler": request.sampler,
+                "steps": request.steps,
+                "guidance": request.guidance,
+                "precision": str(self.bundle.diffusion.dtype).removeprefix("torch."),
+            },
             "styles": {style: list(words) for style, words in self.styles.items()},
             "scale": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.scale).items()},
         }

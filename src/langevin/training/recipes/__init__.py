@@ -10,7 +10,6 @@ from langevin.training.recipes.emoji import emoji
 from langevin.training.recipes.emoji_128 import emoji_128
 from langevin.training.recipes.emoji_edges import emoji_edges
 from langevin.training.recipes.emoji_fast import emoji_fast
-from langevin.training.recipes.emoji_second import emoji_faces, emoji_second
 from langevin.training.recipes.fashion import ddpm_fashion, edm_fashion, iddpm_fashion
 from langevin.training.recipes.latent_fashion import latent_fashion
 from langevin.training.recipes.shapes import shapes
@@ -22,8 +21,6 @@ from langevin.training.system import System
 
 RECIPES: Mapping[str, Callable[[], System]] = {
     "emoji": emoji,
-    "emoji-second": emoji_second,
-    "emoji-faces": emoji_faces,
     "emoji-128": emoji_128,
     "emoji-edges": emoji_edges,
     "emoji-fast": emoji_fast,

@@ -1,10 +1,10 @@
-"""Text to emoji at 64 x 64 pixels: the first stages of the model that ships in the package (then `emoji-second`).
+"""Text to emoji at 64 x 64 pixels: a smaller sister of the model inside the package.
 
 Command:   langevin train emoji --data FOLDER --out runs/emoji
 Data:      captioned emoji in WebDataset shards (10,249 pictures in seven styles without share-alike)
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
 Time:      about 1 h 45 min on two cores: 22 min, 12 min and, by its measured speed, about 70 min for the three stages
-Expected:  reconstructions at 31 dB PSNR; 0.75 of the captions found in a batch of 128; docs/model-card.md for the rest
+Expected:  reconstructions at 31 dB PSNR; 0.75 of the captions found in a batch of 128
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ Data:      of captioned emoji in WebDataset shards the 9,688 training pictures o
            with the colour that was measured of them in the caption; one in ten samples is a drawn scene of shapes. The
            denoiser learns from 2,821: three of the styles, without people, symbols and flags
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      68 min for the autoencoder and 42 for CLIP, of one core each and beside other work; by its measured speed
-           of 19 pictures/s about 4 h 50 min of two cores for the denoiser
+Time:      68 min for the autoencoder and 42 for CLIP, of one core each and beside other work; 5 h 20 min of two cores
+           for the denoiser, by the speeds that were logged
 Expected:  reconstructions of 96 held-out pictures, scenes among them, at 33.1 dB PSNR; 0.79 of the captions found in a
            batch of 128; an error of 0.058 of x0 at sigma = 14 on 85 of its pictures, with another caption 0.84
-           (`benchmarks/model_evaluation.py --parts captions` measures such errors, over all styles), by a run whose
-           first 2,589 steps had other levels, styles and averages
+           (`benchmarks/model_evaluation.py --parts captions` measures such errors), by a run whose first 2,589 steps
+           had other levels, styles and averages; docs/model-evaluation.md for everything else
 """
 
 from __future__ import annotations
@@ -27,19 +27,32 @@ from langevin.training.objectives.levels import LevelConfig, LevelSampling
 from langevin.training.recipes.emoji import PROMPTS, STYLES, emoji
 from langevin.training.text_to_image import AutoencoderStage, DiffusionStage, TextToImageConfig
 
+DRAWN = {style: STYLES[style] for style in ("fluent-3d", "fluent-color", "fluent-flat")}
+"""The styles that the denoiser learns, with their words: three renderings of one set of drawings, so that what a name
+looks like is nearly always the same. With all seven the error of x0 at sigma = 14 fell by 1 % in a hundred steps (1,750
+to 1,914), on 85 pictures of these three by 2.4 % with these alone (2,047 to 2,250)."""
+
+LEFT_OUT = ("People & Body", "Symbols", "Flags")
+"""Groups that it does not learn: a third of the pictures, whose names a small model does not tell apart."""
+
+PICTURES = DataConfig(
+    size=128, include={"set": ("main",), "split": ("train",)}, exclude={"style": ("openmoji",)}, colours=ColourConfig()
+)
+CAPTIONS = CaptionConfig(styles=STYLES, always_styled=("fluent-high-contrast",), colour_share=0.25)
+
+
+def drawings(**include: tuple[str, ...]) -> DataConfig:
+    """What the denoiser learns from, or with other splits would: for what is trained on top of it."""
+    include = {"set": ("main",), "style": tuple(DRAWN), **include}
+    return DataConfig(size=128, include=include, exclude={"group": LEFT_OUT})
+
 
 def emoji_128() -> TextToImageConfig:
-    """Text to emoji, 128 x 128 pixels, latents of 32 x 32; names of the split val are held out."""
+    """Text to emoji, 128 x 128 pixels, the model inside the package; names of the split val are held out."""
     plain = emoji()
     return TextToImageConfig(
-        data=DataConfig(
-            size=128,
-            include={"set": ("main",), "split": ("train",)},
-            exclude={"style": ("openmoji",)},
-            colours=ColourConfig(),
-            scenes=SceneConfig(share=0.1),
-        ),
-        captions=CaptionConfig(styles=STYLES, always_styled=("fluent-high-contrast",), colour_share=0.25),
+        data=PICTURES.model_copy(update={"scenes": SceneConfig(share=0.1)}),
+        captions=CAPTIONS,
         autoencoder=AutoencoderStage(
             # Of factor 8 with eight channels (32, 64, 128, 128) one had 20.5 dB on its crops after 500 to 600 steps and
             # this 24.1 dB; the denoiser of as many parameters trains 1.7 times as long on these latents.
@@ -66,11 +79,8 @@ def emoji_128() -> TextToImageConfig:
             # training pictures by 5 % at 1, by 26 % at 4 and by 39 % at 14: what a caption decides is decided in
             # that much noise, and with twice the cells a side in twice as much as at 64 pixels (Hoogeboom et al. 2023).
             levels=LevelConfig(name=LevelSampling.LOG_NORMAL, mean=1.4, deviation=1.1),
-            # Three renderings of one set of drawings. With all seven styles that error at sigma = 14 fell by 1 % in a
-            # hundred steps (1,750 to 1,914), on 85 pictures of these three by 2.4 % with these alone (2,047 to 2,250).
-            include={"style": ("fluent-3d", "fluent-color", "fluent-flat")},
-            # As in the recipe `emoji-second`: a third of the pictures, whose names a small model does not tell apart.
-            exclude={"group": ("People & Body", "Symbols", "Flags")},
+            include={"style": tuple(DRAWN)},
+            exclude={"group": LEFT_OUT},
             preview_prompts=PROMPTS,
             guidance=3.0,
             # Averaged over about 500 steps: over 2,000 (a decay of 0.9995) the average was behind the weights that it
