@@ -61,9 +61,8 @@ def main() -> None:
     tuned = plain.with_lora(arguments.lora)
     extractor = open_extractor(f"clip={arguments.clip}", device="cpu")
     train, held_out = (read_data(arguments.data, drawings(split=(name,))) for name in ("train", "val"))
-    print(
-        f"{arguments.prompts} prompts, batches of {arguments.batch}, {arguments.dtype}, {torch.get_num_threads()} threads"
-    )
+    how = f"batches of {arguments.batch}, {arguments.dtype}, {torch.get_num_threads()} threads"
+    print(f"{arguments.prompts} prompts, {how}")
     rows = []
     for called, distilled, asked in WAYS:
         subject = Subject(
