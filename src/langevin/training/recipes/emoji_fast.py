@@ -3,7 +3,7 @@
 Command:   langevin train emoji-fast --data FOLDER --out runs/fast
 Data:      what the denoiser of the recipe `emoji-128` learns from
 Hardware:  a CPU with bfloat16, or one GPU (not tried)
-Time:      46 min with one thread beside other work, after 4 min of encoding
+Time:      46 min with one thread beside other work, after 5 min of encoding with two
 Expected:  a single step 0.32 away from where the teacher's twenty lead, in latents, where the teacher's own is 1.49;
            alignment 0.18 of 200 prompts in four calls, where the model has 0.17 in forty (docs/distillation.md)
 """
