@@ -4,6 +4,10 @@
         A fresh process each time: import, load, 20 steps with guidance, save a PNG, with the packaged model;
         diffusers reads the folder that `langevin convert` writes and runs the same solver (DPM-Solver++ 2M).
 
+    python benchmarks/text_to_image.py few [--rounds 5]
+        The same in four steps without guidance, by the LoRA `emoji-fast`, with consistency sampling on both sides. Each
+        draws its own noise, so the pictures are not compared.
+
     python benchmarks/text_to_image.py step [--rounds 3] [--dtype float32] [--size 512]
         One guided call (two images) of a U-Net of Stable Diffusion 1.5's shape with random weights, the same in both.
 
@@ -30,22 +34,28 @@ PROMPT = "a red apple"
 DIFFUSERS = """
 import sys
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
+folder, prompt, picture, size, lora = sys.argv[1:]
 pipe = StableDiffusionPipeline.from_pretrained(
-    sys.argv[1], torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+    folder, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
 )
-pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+if lora:
+    pipe.load_lora_weights(lora)
+    pipe.scheduler, steps, guidance = LCMScheduler.from_config(pipe.scheduler.config), 4, 1.0
+else:
+    scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    pipe.scheduler, steps, guidance = scheduler, 20, 4.0
 pipe.set_progress_bar_config(disable=True)
 generator = torch.Generator("cpu").manual_seed(0)
-image = pipe(sys.argv[2], num_inference_steps=20, guidance_scale=float(sys.argv[4]), width=int(sys.argv[5]),
-             height=int(sys.argv[5]), generator=generator).images[0]
-image.save(sys.argv[3])
+image = pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, width=int(size), height=int(size),
+             generator=generator).images[0]
+image.save(picture)
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("process", "step"))
+    parser.add_argument("what", choices=("process", "few", "step"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--size", type=int, default=512)
@@ -53,6 +63,8 @@ def main() -> None:
     print(hardware())
     if arguments.what == "process":
         whole_process(arguments.rounds)
+    elif arguments.what == "few":
+        whole_process(arguments.rounds, few=True)
     else:
         one_step(arguments.rounds, arguments.dtype, arguments.size)
 
@@ -83,13 +95,14 @@ def alternate(rounds: int, ours: Callable[[], float], theirs: Callable[[], float
     print(f"ratio langevin / diffusers {ratio:.3f}, {rounds} rounds")
 
 
-def whole_process(rounds: int) -> None:
+def whole_process(rounds: int, *, few: bool = False) -> None:
     import numpy as np
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = Path(langevin.__file__).parent / "data" / "emoji.safetensors"
+        data = Path(langevin.__file__).parent / "data"
+        model, lora = data / "emoji.safetensors", data / "emoji-fast.safetensors" if few else ""
         subprocess.run(
             [sys.executable, "-m", "langevin", "convert", model, folder / "model", "--to", "diffusers"], check=True
         )
@@ -102,12 +115,15 @@ def whole_process(rounds: int) -> None:
             subprocess.run([str(c) for c in command], check=True, capture_output=True)
             return time.perf_counter() - began
 
+        how = ("--lora", lora) if few else ("--steps", 20, "--guidance", 4)  # the LoRA brings its own steps
         alternate(
             rounds,
-            lambda: timed(sys.executable, "-m", "langevin", "generate", PROMPT, "--model", model, "--seed", 0,
-                          "--steps", 20, "--guidance", 4, "-o", folder / "ours.png"),
-            lambda: timed(sys.executable, script, folder / "model", PROMPT, folder / "theirs.png", 4, size),
+            lambda: timed(sys.executable, "-m", "langevin", "generate", PROMPT, "--model", model, "--seed", 0, *how,
+                          "-o", folder / "ours.png"),
+            lambda: timed(sys.executable, script, folder / "model", PROMPT, folder / "theirs.png", size, lora),
         )  # fmt: skip
+        if few:
+            return
         a, b = (np.asarray(Image.open(folder / n).convert("RGB")).astype(int) for n in ("ours.png", "theirs.png"))
         print(f"the two pictures differ by {np.abs(a - b).max()} of 255 at most, {np.abs(a - b).mean():.3f} on average")
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from langevin.training import metrics
+from langevin.training.objectives import pixels
 from langevin.training.recipes import RECIPES
 from langevin.training.run import run_recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_every_recipe_runs(name: str, grey: Path, tmp_path: Path) -> None:
+def test_every_recipe_runs(name: str, grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_PREVIEWS", 10)  # 64 would take longer than the training
     recipe = RECIPES[name]()
     config = recipe.smallest()
     assert type(config) is type(recipe) and list(config.loops) == list(recipe.loops)
