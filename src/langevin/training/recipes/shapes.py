@@ -11,12 +11,14 @@ Expected:  reconstructions at 34 dB PSNR; of held-out pairs 0.39 are drawn just 
 
 from __future__ import annotations
 
+from langevin.diffusion.prediction import Prediction
 from langevin.networks.autoencoder import AutoencoderConfig
 from langevin.networks.clip import ClipImageConfig, ClipTextConfig
 from langevin.networks.unet import UNetConfig
 from langevin.training.captions import CaptionConfig
-from langevin.training.config import LoopConfig
+from langevin.training.config import LoopConfig, Optimizer
 from langevin.training.data import DataConfig
+from langevin.training.objectives.weighting import Weighting
 from langevin.training.text_to_image import AutoencoderStage, ClipStage, DiffusionStage, TextToImageConfig
 
 PROMPTS = (
@@ -37,8 +39,10 @@ def shapes() -> TextToImageConfig:
             network=AutoencoderConfig(
                 base_channels=32, channel_mult=(1, 1), num_res_blocks=1, latent_channels=4, groups=8
             ),
+            # Without the squares it was 34 dB after 800 steps, and 0.80 of real scenes were right after it.
+            square_weight=2.0,
             loop=LoopConfig(
-                steps=800, batch_size=32, learning_rate=1e-3, warmup=50, weight_decay=0.0,
+                steps=2400, batch_size=32, learning_rate=1e-3, warmup=50, weight_decay=0.0,
                 ema_decay=0.995, save_every=200, sample_every=200,
             ),
         ),
@@ -61,10 +65,15 @@ def shapes() -> TextToImageConfig:
                 model_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(False, True),
                 middle_attention=True, num_heads=None, head_channels=32, context_channels=128, linear_projection=True,
             ),
+            # Of 500 scenes with held-out pairs 0.51 were right after 2,000 steps of v, 0.59 of epsilon, each with its
+            # usual weights; with AdamW (8e-4) in Muon's place 0.41 of 200, of v.
+            prediction=Prediction.EPSILON,
+            weighting=Weighting.SNR,
             guidance=3.0,
             preview_prompts=PROMPTS,
             loop=LoopConfig(
-                steps=2000, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000
+                steps=4000, batch_size=64, optimizer=Optimizer.MUON, learning_rate=2e-3, weight_decay=0.1,
+                warmup=300, save_every=250, sample_every=1000,
             ),
         ),
     )  # fmt: skip

@@ -15,13 +15,14 @@ import dataclasses
 
 from langevin.networks.unet import UNetConfig
 from langevin.training.cascade import BaseStage, CascadeConfig, UpscalerStage
+from langevin.training.config import LoopConfig
 from langevin.training.recipes.shapes import PROMPTS, shapes
 
 
 def shapes_cascade() -> CascadeConfig:
     """Text to captioned shapes without an autoencoder: 16 x 16 pixels, then 32 x 32."""
     plain = shapes()
-    loop = plain.diffusion.loop
+    loop = LoopConfig(steps=1200, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000)
     return CascadeConfig(
         data=plain.data,
         captions=plain.captions,
@@ -31,7 +32,7 @@ def shapes_cascade() -> CascadeConfig:
             network=dataclasses.replace(plain.diffusion.network, in_channels=3, out_channels=3),
             preview_prompts=PROMPTS,
             guidance=3.0,
-            loop=loop.model_copy(update={"steps": 1200}),
+            loop=loop,
         ),
         upscaler=UpscalerStage(
             network=UNetConfig(

@@ -17,6 +17,7 @@ import dataclasses
 from langevin.networks.discriminator import DiscriminatorConfig
 from langevin.networks.unet import UNetConfig
 from langevin.training.conditions import LowRes
+from langevin.training.config import LoopConfig
 from langevin.training.objectives.adversarial import AdversarialConfig
 from langevin.training.objectives.perceptual import PerceptualConfig
 from langevin.training.recipes.shapes import shapes
@@ -36,8 +37,6 @@ def shapes_upscaler() -> UpscalerConfig:
             "adversarial": AdversarialConfig(
                 network=DiscriminatorConfig(base_channels=32, layers=2), weight=0.1, start=600
             ),
-            # Without it the reconstructions end at 24 dB, their colours not those of the picture.
-            "square_weight": 2.0,
             "loop": plain.autoencoder.loop.model_copy(update={"steps": 1200}),
         }
     )
@@ -56,6 +55,8 @@ def shapes_upscaler() -> UpscalerConfig:
             ),
             preview_prompts=("",) * 8,
             guidance=2.0,
-            loop=plain.diffusion.loop.model_copy(update={"steps": 1200}),
+            loop=LoopConfig(
+                steps=1200, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000
+            ),
         ),
     )  # fmt: skip
