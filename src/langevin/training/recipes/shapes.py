@@ -4,9 +4,10 @@ Command:   langevin shapes data/shapes && langevin train shapes --data data/shap
            langevin evaluate runs/shapes/model.safetensors --data data/shapes --include split=held-out
 Data:      20,000 scenes that langevin makes itself; those with a held-out pair of shape and colour are not trained on
 Hardware:  a CPU with bfloat16
-Time:      about 1 h of one core, reckoned from 83, 243 and 44 samples/s beside other work (benchmarks/recipes.py)
-Expected:  reconstructions at 34 dB PSNR; of held-out pairs 0.39 are drawn just as their caption says, of known pairs
-           0.50, chance 0.02 (docs/evaluation.md). More steps were not tried
+Time:      56 min of one core of an idle Xeon with AMX (190, 500 and 105 samples/s); 2 h, reckoned from 83, 243 and 44
+           samples/s, of a slower one with other work
+Expected:  reconstructions at 43 dB PSNR; of held-out pairs 0.67 are drawn just as their caption says, of known pairs
+           0.69, chance 0.02 (docs/evaluation.md). More steps were not tried
 """
 
 from __future__ import annotations
