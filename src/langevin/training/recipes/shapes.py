@@ -4,7 +4,7 @@ Command:   langevin shapes data/shapes && langevin train shapes --data data/shap
            langevin evaluate runs/shapes/model.safetensors --data data/shapes --include split=held-out
 Data:      20,000 scenes that langevin makes itself; those with a held-out pair of shape and colour are not trained on
 Hardware:  a CPU with bfloat16
-Time:      56 min of one core of an idle Xeon with AMX (190, 500 and 105 samples/s); 2 h, reckoned from 83, 243 and 44
+Time:      56 min of one core of a Xeon with AMX (190, 500 and 105 samples/s); 2 h, reckoned from 83, 243 and 44
            samples/s, of a slower one with other work
 Expected:  reconstructions at 43 dB PSNR; of held-out pairs 0.67 are drawn just as their caption says, of known pairs
            0.69, chance 0.02 (docs/evaluation.md). More steps were not tried
@@ -40,7 +40,7 @@ def shapes() -> TextToImageConfig:
             network=AutoencoderConfig(
                 base_channels=32, channel_mult=(1, 1), num_res_blocks=1, latent_channels=4, groups=8
             ),
-            # Without the squares it was 34 dB after 800 steps, and 0.80 of real scenes were right after it.
+            # Without the squares it was at 33 dB after 800 steps, and of real scenes 0.80 were right after it.
             square_weight=2.0,
             loop=LoopConfig(
                 steps=2400, batch_size=32, learning_rate=1e-3, warmup=50, weight_decay=0.0,
@@ -66,8 +66,9 @@ def shapes() -> TextToImageConfig:
                 model_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention_levels=(False, True),
                 middle_attention=True, num_heads=None, head_channels=32, context_channels=128, linear_projection=True,
             ),
-            # Of 500 scenes with held-out pairs 0.51 were right after 2,000 steps of v, 0.59 of epsilon, each with its
-            # usual weights; with AdamW (8e-4) in Muon's place 0.41 of 200, of v.
+            # Of 500 scenes with held-out pairs 0.51 were right after 2,000 steps of v with its own weights, 0.57 of v
+            # with these, 0.59 of epsilon (docs/objectives.md); with AdamW (8e-4) in Muon's place, of v with its own
+            # weights and 200 scenes, 0.41 (with Muon 0.51).
             prediction=Prediction.EPSILON,
             weighting=Weighting.SNR,
             guidance=3.0,

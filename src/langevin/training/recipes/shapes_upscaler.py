@@ -26,8 +26,9 @@ from langevin.training.upscaler import UpscalerConfig
 
 
 def shapes_upscaler() -> UpscalerConfig:
-    """Drawn shapes upscaled by four, 8 to 32 pixels, with their captions; the autoencoder sharpened by features of the
-    run's own CLIP and by a discriminator."""
+    """Drawn shapes upscaled by four, 8 to 32 pixels, with their captions.
+
+    The autoencoder is sharpened by features of the run's own CLIP and by a discriminator."""
     plain = shapes()
     autoencoder = plain.autoencoder.model_copy(
         update={
