@@ -22,6 +22,7 @@ from langevin.training.recipes.shapes import PROMPTS, shapes
 def shapes_cascade() -> CascadeConfig:
     """Text to captioned shapes without an autoencoder: 16 x 16 pixels, then 32 x 32."""
     plain = shapes()
+    # Not the loop of `shapes`, with which neither stage has been measured.
     loop = LoopConfig(steps=1200, batch_size=64, learning_rate=8e-4, warmup=300, save_every=250, sample_every=1000)
     return CascadeConfig(
         data=plain.data,
